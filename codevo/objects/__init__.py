@@ -1,0 +1,1 @@
+"""The bucket as the hub uses it: templates, forks, exports, deletion."""

@@ -1,0 +1,1 @@
+"""Relays HTTP and WebSockets to workspaces and previews."""

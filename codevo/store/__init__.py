@@ -1,0 +1,1 @@
+"""People, projects and tokens in MongoDB. The only package that imports motor."""

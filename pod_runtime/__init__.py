@@ -1,0 +1,1 @@
+"""What runs beside and inside a workspace: runner, worker, supervisor, and what they share."""

@@ -1,0 +1,1 @@
+"""The log of a project on object storage: format, reader, writer."""

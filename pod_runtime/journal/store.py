@@ -1,0 +1,55 @@
+"""The object store as the journal needs it: a small port, so that its logic is tested without a network."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+
+class StoreError(Exception):
+    """The store did not do it: unreachable, overloaded, refused. Whether a put arrived is then unknown."""
+
+
+class NotFound(StoreError):
+    """There is no object of that key."""
+
+
+class PreconditionFailed(StoreError):
+    """``If-None-Match`` or ``If-Match`` did not hold (HTTP 412)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    key: str
+    size: int
+    etag: str
+    modified: datetime
+
+
+class ObjectStore(Protocol):
+    """Keys are relative to the store's prefix. All methods raise `StoreError` when the store is away."""
+
+    async def get(self, key: str) -> tuple[bytes, str]:
+        """The whole object and its ETag. Raises `NotFound`. For small objects."""
+
+    def stream(self, key: str) -> AsyncIterator[bytes]:
+        """The object in chunks of at most 1 MiB. Raises `NotFound` on the first step."""
+
+    async def put(
+        self, key: str, data: bytes, *, if_none_match: bool = False, if_match: str | None = None
+    ) -> str:
+        """Store and return the ETag. ``if_none_match`` means: only when no such key exists."""
+
+    async def put_stream(self, key: str, chunks: AsyncIterator[bytes]) -> None:
+        """Store a body of unknown length in equal-sized multipart parts; nothing appears on failure."""
+
+    def list(self, prefix: str, *, start_after: str = "") -> AsyncIterator[ObjectInfo]:
+        """Objects under ``prefix`` in the order of their keys, paged underneath."""
+
+    async def copy(self, source: str, target: str) -> None:
+        """Copy inside the bucket, server-side. Keys are relative to this store's prefix."""
+
+    async def delete(self, *keys: str) -> None:
+        """Delete; missing keys are no error."""

@@ -1,0 +1,1 @@
+"""What hub, runner and worker agree on: tokens, roles, configuration."""

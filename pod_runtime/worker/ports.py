@@ -1,0 +1,66 @@
+"""The seam between the worker's two halves: live documents, and the persistence that makes them durable."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentCapture:
+    """One document at one instant: the text was rendered from the very history beside it.
+
+    ``path`` is relative to /workspace. ``history`` is the whole document as one Y update (v1).
+    ``epoch`` is the client id of the history's first operation. ``version`` counts the document's changes.
+    """
+
+    path: str
+    text: bytes
+    history: bytes
+    epoch: int
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class DurabilityStatus:
+    """What the status bar shows: ``saved_seq`` counts states on disk, ``durable_seq`` those in the bucket.
+
+    ``pending`` is false exactly when everything on disk and in documents is in the bucket.
+    """
+
+    saved_seq: int
+    durable_seq: int
+    pending: bool
+    last_error: str | None
+    last_commit: str | None
+
+
+class Documents(Protocol):
+    """What persistence asks of the live documents (implemented by ``worker.documents``)."""
+
+    async def save_all(self) -> None:
+        """Write every open document's text to disk."""
+
+    def capture(self, since: dict[str, int]) -> list[DocumentCapture]:
+        """Documents whose version is above the one in ``since`` (by path; absent = never captured).
+
+        Synchronous, so that all captures are of one instant.
+        """
+
+    def histories(self) -> set[str]:
+        """Paths that have a history, open or not."""
+
+    def import_history(self, path: str, history: bytes, epoch: int, text_sha256: str) -> None:
+        """Take a history from the log into /state, before serving starts."""
+
+
+class Persistence(Protocol):
+    """What the documents, contents and watcher ask of persistence (implemented by ``worker.persistence``)."""
+
+    def touched(self, *paths: str) -> None:
+        """These paths may have changed on disk or in a document; a commit will follow."""
+
+    async def flush(self) -> DurabilityStatus:
+        """Commit everything now; returns when durable, or with ``last_error`` when the store is away."""
+
+    def status(self) -> DurabilityStatus: ...
