@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Protocol
 
 
@@ -38,9 +39,12 @@ class ObjectStore(Protocol):
         """The object in chunks of at most 1 MiB. Raises `NotFound` on the first step."""
 
     async def put(
-        self, key: str, data: bytes, *, if_none_match: bool = False, if_match: str | None = None
+        self, key: str, data: bytes | Path, *, if_none_match: bool = False, if_match: str | None = None
     ) -> str:
-        """Store and return the ETag. ``if_none_match`` means: only when no such key exists."""
+        """Store and return the ETag. ``if_none_match`` means: only when no such key exists.
+
+        ``data`` may be the path of a local file (at most 5 GiB), which is then streamed.
+        """
 
     async def put_stream(self, key: str, chunks: AsyncIterator[bytes]) -> None:
         """Store a body of unknown length in equal-sized multipart parts; nothing appears on failure."""
