@@ -1,0 +1,10 @@
+"""The servers of projects: one state each, started, watched and stopped by one manager."""
+
+from codevo.servers.manager import (
+    ServerManager,
+    ServersBusy,
+    TooManyRunning,
+)
+from codevo.servers.progress import ProgressLog, ServerStatus
+
+__all__ = ["ProgressLog", "ServerManager", "ServerStatus", "ServersBusy", "TooManyRunning"]
