@@ -1,0 +1,6 @@
+const button = document.querySelector("#button");
+let presses = 0;
+button.addEventListener("click", () => {
+  presses += 1;
+  button.textContent = `Pressed ${presses} times`;
+});
