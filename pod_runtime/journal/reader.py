@@ -1,0 +1,353 @@
+"""Reading the log: where it stands, and its state at any sequence number as one stream of members."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from pod_runtime.journal.format import FORMAT, BodyWriter, Decoder, DocMeta, FormatError, Member, Meta, Sink
+from pod_runtime.journal.store import NotFound, ObjectStore, StoreError
+
+HEAD = "HEAD.json"
+JOURNAL = "journal/"
+SNAPSHOTS = "snapshots/"
+SUFFIX = ".tar.zst"
+DIGITS = 16
+#: Journal records up to this many bytes together are kept in memory between the two passes of a replay.
+KEEP_BYTES = 8 * 2**20
+
+
+class LogError(StoreError):
+    """The log itself is damaged: a hole, a record that is no record. A person has to look."""
+
+
+def journal_key(seq: int) -> str:
+    return f"{JOURNAL}{seq:0{DIGITS}d}{SUFFIX}"
+
+
+def snapshot_key(seq: int) -> str:
+    return f"{SNAPSHOTS}{seq:0{DIGITS}d}{SUFFIX}"
+
+
+def seq_of(key: str) -> int | None:
+    """The sequence number in a key of the journal or of a snapshot; None for foreign keys."""
+    name = key.rpartition("/")[2]
+    digits = name.removesuffix(SUFFIX)
+    return int(digits) if name != digits and len(digits) == DIGITS and digits.isdecimal() else None
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A state that somebody named; compaction keeps what it needs."""
+
+    name: str
+    seq: int
+    time: str
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """``HEAD.json``: the newest snapshot, and what outlives the records before it.
+
+    ``generation`` is that of the last record when HEAD was written. Records up to ``inherited`` were copied
+    from another project's log, so their generations do not count here.
+    """
+
+    snapshot: int
+    generation: int = 0
+    inherited: int = 0
+    checkpoints: tuple[Checkpoint, ...] = ()
+
+    def to_json(self) -> bytes:
+        return json.dumps(
+            {
+                "format": FORMAT,
+                "snapshot": self.snapshot,
+                "snapshot_key": snapshot_key(self.snapshot),
+                "generation": self.generation,
+                "inherited": self.inherited,
+                "checkpoints": [{"name": c.name, "seq": c.seq, "time": c.time} for c in self.checkpoints],
+            }
+        ).encode()
+
+    @classmethod
+    def from_json(cls, raw: bytes) -> Head:
+        """Parse. Raises `LogError`."""
+        try:
+            found: dict[str, Any] = json.loads(raw)
+            if found["format"] != FORMAT:
+                raise LogError(f"{HEAD}: format {found['format']!r} is not known to this version")
+            marks = tuple(
+                Checkpoint(str(c["name"]), int(c["seq"]), str(c["time"])) for c in found["checkpoints"]
+            )
+            return cls(int(found["snapshot"]), int(found["generation"]), int(found["inherited"]), marks)
+        except (ValueError, KeyError, TypeError) as e:
+            raise LogError(f"{HEAD}: {type(e).__name__}: {e}") from e
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """Where a log stands: its HEAD, the snapshot to start from (None: from nothing), the records after it."""
+
+    head: Head | None
+    head_etag: str | None
+    snapshot: int | None
+    tail: tuple[int, ...]
+    tail_bytes: int = 0
+
+    @property
+    def last(self) -> int:
+        """The last sequence number, 0 for an empty log."""
+        return self.tail[-1] if self.tail else (self.snapshot or 0)
+
+
+async def read_head(store: ObjectStore) -> tuple[Head | None, str | None]:
+    """HEAD and its ETag, or nothing for a log without snapshot."""
+    try:
+        raw, etag = await store.get(HEAD)
+    except NotFound:
+        return None, None
+    return Head.from_json(raw), etag
+
+
+async def load(store: ObjectStore, at: int | None = None) -> Log:
+    """Where the log stands, or stood at ``at``. A hole raises `LogError`, a state not kept `NotFound`."""
+    head, etag = await read_head(store)
+    snapshot = head.snapshot if head else None
+    if at is not None and snapshot is not None and at < snapshot:
+        older = [s async for i in store.list(SNAPSHOTS) if (s := seq_of(i.key)) is not None and s <= at]
+        snapshot = max(older, default=None)
+    tail: list[int] = []
+    size = 0
+    start = journal_key(snapshot) if snapshot is not None else ""
+    async for item in store.list(JOURNAL, start_after=start):
+        seq = seq_of(item.key)
+        if seq is None:
+            continue
+        if at is not None and seq > at:
+            break
+        expected = (tail[-1] if tail else snapshot or 0) + 1
+        if seq != expected:
+            if at is not None:
+                raise NotFound(f"the state at {at} is no longer kept")
+            raise LogError(f"the log has a hole: record {expected} is missing, {seq} is there")
+        tail.append(seq)
+        size += item.size
+    log = Log(head, etag, snapshot, tuple(tail), size)
+    if at is not None and log.last != at:
+        raise NotFound(f"the log has no state {at}")
+    return log
+
+
+async def read_meta(store: ObjectStore, key: str) -> Meta:
+    """The meta data of one record, without reading the rest. Raises `NotFound`, `LogError`."""
+    decoder = Decoder(_Nothing())
+    stream = store.stream(key)
+    try:
+        async for chunk in stream:
+            # stopping after the first frame matters only for huge records; small ones are one chunk
+            await _feed(decoder, chunk, key)
+            if decoder.meta is not None:
+                return decoder.meta
+    finally:
+        await _aclose(stream)
+    raise LogError(f"{key}: the record ends early")
+
+
+async def generation_of(store: ObjectStore, log: Log) -> int:
+    """The generation that wrote last; 0 for an empty or freshly copied log."""
+    inherited = log.head.inherited if log.head else 0
+    found = log.head.generation if log.head else 0
+    if log.tail and log.last > inherited:
+        found = max(found, (await read_meta(store, journal_key(log.last))).generation)
+    return found
+
+
+async def decode(store: ObjectStore, key: str, sink: Sink, *, max_bytes: int = 2**40) -> None:
+    """Stream one record into ``sink`` (called in a thread, one call at a time)."""
+    decoder = Decoder(sink, max_bytes=max_bytes)
+    stream = store.stream(key)
+    try:
+        async for chunk in stream:
+            await _feed(decoder, chunk, key)
+    finally:
+        await _aclose(stream)
+    _close(decoder, key)
+
+
+@dataclass(slots=True)
+class Plan:
+    """What a replay will give: for each name that the journal's tail touches, the record that has it last."""
+
+    log: Log
+    #: name → sequence number; -1 for deleted
+    last: dict[str, int] = field(default_factory=dict)
+    docs: dict[str, DocMeta] = field(default_factory=dict)
+    metas: list[Meta] = field(default_factory=list)
+    kept: dict[int, bytes] = field(default_factory=dict)
+    #: files in the snapshot and the tail together; an upper bound of what comes
+    files: int = 0
+
+
+async def plan(store: ObjectStore, log: Log) -> Plan:
+    """The first pass over the tail: headers only."""
+    found = Plan(log)
+    if log.snapshot is not None:
+        found.docs.update((await read_meta(store, snapshot_key(log.snapshot))).docs)
+    keep = log.tail_bytes <= KEEP_BYTES
+    for seq in log.tail:
+        key = journal_key(seq)
+        index = _Index(seq, found)
+        if keep:
+            found.kept[seq], _ = await _get(store, key)
+            decoder = Decoder(index)
+            await _feed(decoder, found.kept[seq], key)
+            _close(decoder, key)
+        else:
+            await decode(store, key, index)
+    return found
+
+
+async def replay(store: ObjectStore, plan: Plan, sink: Sink, *, max_bytes: int = 2**40) -> AsyncIterator[int]:
+    """Stream the state into ``sink``: each living name once (``sink.meta`` is never called).
+
+    Yields after each piece of work, so that the caller can drain what the sink has gathered; the number is
+    the compressed bytes read so far. Parents may come after what they hold.
+    """
+    done = 0
+    sources = [(None, snapshot_key(plan.log.snapshot))] if plan.log.snapshot is not None else []
+    for seq, key in [*sources, *((s, journal_key(s)) for s in plan.log.tail)]:
+        chosen = _Living(sink, plan.last, seq)
+        decoder = Decoder(chosen, max_bytes=max_bytes)
+        if seq is not None and seq in plan.kept:
+            await _feed(decoder, plan.kept.pop(seq), key)
+            yield done
+        else:
+            stream = store.stream(key)
+            try:
+                async for chunk in stream:
+                    await _feed(decoder, chunk, key)
+                    done += len(chunk)
+                    yield done
+            finally:
+                await _aclose(stream)
+        _close(decoder, key)
+
+
+async def archive(
+    store: ObjectStore, plan: Plan, *, first_frame: bytes = b"", workspace: str | None = None
+) -> AsyncIterator[bytes]:
+    """The state as one tar.zst, in constant memory.
+
+    ``first_frame`` makes it a snapshot. ``workspace`` instead gives the files alone, under that folder name.
+    """
+    out = bytearray(first_frame)
+    sink = _Archive(BodyWriter(out.extend), workspace)
+    async for _ in replay(store, plan, sink):
+        if len(out) >= 2**18:
+            yield bytes(out)
+            out.clear()
+    sink.writer.close()
+    yield bytes(out)
+
+
+class _Nothing:
+    def meta(self, meta: Meta) -> None:
+        pass
+
+    def begin(self, member: Member) -> bool:
+        return False
+
+    def data(self, chunk: bytes) -> None:
+        pass
+
+    def end(self) -> None:
+        pass
+
+
+class _Index(_Nothing):
+    def __init__(self, seq: int, plan: Plan) -> None:
+        self._seq, self._plan = seq, plan
+
+    def meta(self, meta: Meta) -> None:
+        if meta.seq != self._seq and meta.kind != "snapshot":
+            raise FormatError(f"the record says that it is number {meta.seq}")
+        for name in meta.deleted:
+            self._plan.last[name] = -1
+            if name.startswith("docs/"):
+                self._plan.docs.pop(name.removeprefix("docs/"), None)
+        self._plan.docs.update(meta.docs)
+        self._plan.metas.append(replace(meta, docs={}, deleted=()))
+
+    def begin(self, member: Member) -> bool:
+        self._plan.last[member.name] = self._seq
+        return False
+
+
+class _Living:
+    """Lets through what no later record replaces."""
+
+    def __init__(self, sink: Sink, last: dict[str, int], seq: int | None) -> None:
+        self._sink, self._last, self._seq = sink, last, seq
+
+    def meta(self, meta: Meta) -> None:
+        pass
+
+    def begin(self, member: Member) -> bool:
+        return self._last.get(member.name) == self._seq and self._sink.begin(member)
+
+    def data(self, chunk: bytes) -> None:
+        self._sink.data(chunk)
+
+    def end(self) -> None:
+        self._sink.end()
+
+
+class _Archive(_Nothing):
+    def __init__(self, writer: BodyWriter, workspace: str | None) -> None:
+        self.writer, self._workspace = writer, workspace
+
+    def begin(self, member: Member) -> bool:
+        if self._workspace is None:
+            self.writer.begin(member)
+        elif member.area == "workspace":
+            self.writer.begin(member, f"{self._workspace}/{member.path}")
+        else:
+            return False
+        return True
+
+    def data(self, chunk: bytes) -> None:
+        self.writer.data(chunk)
+
+
+async def _get(store: ObjectStore, key: str) -> tuple[bytes, str]:
+    try:
+        return await store.get(key)
+    except NotFound as e:
+        raise LogError(f"{key}: the record has gone") from e
+
+
+async def _feed(decoder: Decoder, chunk: bytes, key: str) -> None:
+    try:
+        if len(chunk) < 2**14:
+            decoder.feed(chunk)
+        else:
+            await asyncio.to_thread(decoder.feed, chunk)
+    except FormatError as e:
+        raise LogError(f"{key}: {e}") from e
+
+
+def _close(decoder: Decoder, key: str) -> None:
+    try:
+        decoder.close()
+    except FormatError as e:
+        raise LogError(f"{key}: {e}") from e
+
+
+async def _aclose(stream: AsyncIterator[bytes]) -> None:
+    with contextlib.suppress(AttributeError):
+        await stream.aclose()  # type: ignore[attr-defined]
