@@ -19,7 +19,7 @@ run: setup ## Start Codevo with the embedded MongoDB and S3 server (ARGS="--port
 	@$(BIN)/codevo serve $(ARGS)
 
 test: setup $(VENV)/.test ## Check style and types, run all tests
-	@deploy/prerequisites.sh chromium=chromium
+	@deploy/prerequisites.sh chromium=chromium g++=g++
 	@$(MAKE) --no-print-directory lint
 	@cd static && npm run --silent check && npm test --silent
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
@@ -30,7 +30,7 @@ lint: $(VENV)/.test ## Check style and types of the Python code
 	@$(BIN)/mypy
 
 bench: setup $(VENV)/.test ## Measure start times, durability, memory and page weight
-	@deploy/prerequisites.sh chromium=chromium
+	@deploy/prerequisites.sh chromium=chromium g++=g++
 	@$(BIN)/python -m tests.bench
 
 clean: ## Delete what was built (not the data directory)
