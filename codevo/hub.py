@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from codevo.auth.accounts import Accounts
     from codevo.metrics import Metrics
     from codevo.objects.config import ObjectStore
+    from codevo.objects.projects import ProjectManager
     from codevo.servers import ServerManager
     from codevo.spawner.base import Spawner
     from codevo.store import Store
@@ -92,6 +93,7 @@ class Hub:
     spawner: Spawner = field(init=False)
     servers: ServerManager = field(init=False)
     objects: ObjectStore = field(init=False)
+    projects: ProjectManager = field(init=False)
     bucket: Any = None
     pods: Any = None
 

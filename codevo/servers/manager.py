@@ -164,7 +164,7 @@ class ServerManager(LoggingConfigurable):
     def status(self, project: str) -> ServerStatus:
         """The state of a project's server; never asks anybody, never waits."""
         server = self._servers.get(project)
-        return server.status if server else ServerStatus(ServerState.STOPPED, _EPOCH)
+        return server.status if server else ServerStatus(ServerState.STOPPED, None)
 
     def address(self, project: str) -> PodAddress | None:
         """Where the pod listens, from the moment it does until it is told to stop."""
@@ -496,4 +496,3 @@ class ServerManager(LoggingConfigurable):
 
 
 _DOWN = (ServerState.STOPPED, ServerState.FAILED)
-_EPOCH = datetime.fromtimestamp(0, UTC)

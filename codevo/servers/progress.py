@@ -25,7 +25,7 @@ class ServerStatus:
     """A server at one instant: in ``state`` since ``since``; ``percent`` is of the start, 0–100."""
 
     state: ServerState
-    since: datetime
+    since: datetime | None
     percent: int = 0
     message: str = ""
     reason: str = ""
