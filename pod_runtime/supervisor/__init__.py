@@ -1,1 +1,5 @@
-"""LocalSpawner's supervisor: one small process a workspace that outlives the hub. Standard library only."""
+"""One workspace's supervisor: parents its runner and its worker, each in a sandbox, and outlives the hub.
+
+Private to LocalSpawner. Standard library only and little of that: one such process runs per workspace, and
+its memory counts (no asyncio, dataclasses, typing or subprocess here).
+"""
