@@ -1,0 +1,301 @@
+"""Relays of WebSocket bytes between a client and a pod, with backpressure, and the register of all."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from tornado.iostream import IOStream, StreamClosedError
+
+from codevo.proxy.frames import (
+    CLOSE,
+    PING,
+    PONG,
+    FrameError,
+    FrameFollower,
+    close_payload,
+    encode,
+    repaired_close,
+)
+
+log = logging.getLogger(__name__)
+
+#: Most bytes read at once; with the two kernels' buffers this is all that waits in one direction.
+CHUNK = 64 * 1024
+#: Seconds between two pings to a client, and of silence after which it is gone.
+PING_INTERVAL = 30.0
+SILENCE = 90.0
+#: Seconds for a close frame of the hub's own to be sent and answered.
+CLOSE_GRACE = 2.0
+#: Seconds for the other side to answer a close frame that was passed on.
+POD_GRACE = 10.0
+#: Open sockets of one person, and of everybody, on one project.
+PER_PERSON = 64
+PER_PROJECT = 256
+
+#: The workspace stops or restarts, the right has ended (docs/wire.md).
+GOING_AWAY = 1012
+RIGHT_ENDED = 4403
+
+_OUR_PING = b"codevo-hub"
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """A close frame of the hub's own."""
+
+    code: int
+    reason: str
+
+
+class Relay:
+    """One client's socket and the pod's, joined.
+
+    ``vanished`` is told to the client when the pod goes without a close frame; None: the client's connection
+    ends just as abruptly.
+    """
+
+    def __init__(
+        self,
+        stream: IOStream,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        *,
+        vanished: Ending | None = None,
+        ping_interval: float = PING_INTERVAL,
+        silence: float = SILENCE,
+    ) -> None:
+        self._stream = stream
+        self._reader = reader
+        self._writer = writer
+        self._vanished = vanished
+        self._ping_interval = ping_interval
+        self._silence = silence
+        self._from_pod = FrameFollower(masked=False, on_control=self._pod_control)
+        self._from_client = FrameFollower(masked=True, on_control=self._client_control)
+        self._writing = asyncio.Lock()
+        self._pending = b""  # frames of the hub that wait for a boundary
+        self._ending: Ending | None = None
+        self._pending_last = False
+        self._ended = asyncio.Event()
+        self._alive = 0.0
+        self._pod_is_slow = False  # then the client is not read, and its silence says nothing
+
+    def close(self, code: int, reason: str) -> None:
+        """End the relay: a close frame at the next boundary, then, within `CLOSE_GRACE`, the connection."""
+        if self._ending is None:
+            self._ending = Ending(code, reason)
+            self._ended.set()
+
+    async def run(self) -> None:
+        """Relay until both sides are through. Both connections are closed at the end."""
+        loop = asyncio.get_running_loop()
+        self._alive = loop.time()
+        up = asyncio.create_task(self._up())
+        down = asyncio.create_task(self._down())
+        watch = asyncio.create_task(self._watch())
+        told = asyncio.create_task(self._ended.wait())
+        tasks = (up, down, watch, told)
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if down.done() and not told.done() and not self._from_pod.closed and self._vanished is not None:
+                self._ending = self._vanished
+            if up.done() and not self._from_client.closed:
+                return  # the client has gone without a word
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(CLOSE_GRACE if self._ending else POD_GRACE):
+                    await self._part(up, down)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            self._stream.close()
+            await self._hang_up()
+
+    async def _part(self, up: asyncio.Task[None], down: asyncio.Task[None]) -> None:
+        """The closing handshake, as far as both sides play along."""
+        if self._ending is not None:
+            if down.done() and not self._from_pod.at_boundary:
+                return  # the frame that the pod began will never end
+            payload = close_payload(self._ending.code, self._ending.reason)
+            await self._inject(encode(CLOSE, payload, masked=False), last=True)
+            await asyncio.wait({up})
+            return
+        if self._from_client.closed:
+            await asyncio.wait({down})
+        elif self._from_pod.closed:
+            await asyncio.wait({up})
+
+    async def _hang_up(self) -> None:
+        """Close the pod's side; what the client sent last still gets there when the pod reads."""
+        self._writer.close()
+        try:
+            async with asyncio.timeout(CLOSE_GRACE):
+                await self._writer.wait_closed()
+        except (OSError, TimeoutError):
+            self._writer.transport.abort()
+
+    async def _up(self) -> None:
+        """Client to pod; returns when the client has closed, by frame or by connection."""
+        pod_reads = True
+        while not self._from_client.closed:
+            try:
+                data = await self._stream.read_bytes(CHUNK, partial=True)
+            except StreamClosedError:
+                return
+            self._heard()
+            try:
+                out, _ = self._from_client.feed(data)
+            except FrameError as e:
+                log.info("a client broke the WebSocket protocol: %s", e)
+                self.close(1002, "Not a WebSocket frame")
+                return
+            if out and pod_reads:
+                self._pod_is_slow = True
+                try:
+                    self._writer.write(out)
+                    await self._writer.drain()
+                except OSError:
+                    pod_reads = False  # its side of the story is told by `_down`
+                self._pod_is_slow = False
+                self._heard()
+
+    async def _down(self) -> None:
+        """Pod to client; returns when the pod has closed, by frame or by connection."""
+        while not self._from_pod.closed:
+            try:
+                data = await self._reader.read(CHUNK)
+            except OSError:
+                return
+            if not data:
+                return
+            async with self._writing:
+                try:
+                    out, injected = self._from_pod.feed(data, self._pending, last=self._pending_last)
+                except FrameError as e:
+                    log.info("a pod broke the WebSocket protocol: %s", e)
+                    self.close(1002, "The workspace broke the WebSocket protocol")
+                    return
+                if injected:
+                    self._pending = b""
+                await self._write(out)
+
+    async def _watch(self) -> None:
+        """Ping the client now and then; returns when it has been silent for too long."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(self._ping_interval)
+            if loop.time() - self._alive > self._silence and not self._pod_is_slow:
+                self._stream.close()
+                return
+            if not self._writing.locked() and not self._pending:
+                await self._inject(encode(PING, _OUR_PING, masked=False))
+
+    async def _inject(self, frame: bytes, *, last: bool = False) -> None:
+        """Send a frame of the hub's own at the next boundary."""
+        async with self._writing:
+            if self._from_pod.closed:
+                return
+            if self._from_pod.at_boundary:
+                self._from_pod.closed = last
+                await self._write(frame)
+            else:
+                self._pending += frame
+                self._pending_last = last
+
+    async def _write(self, data: bytes) -> None:
+        if not data:
+            return
+        try:
+            sent = self._stream.write(data)
+            if not sent.done():
+                await sent
+                self._heard()  # what waited has been taken
+        except StreamClosedError:
+            return
+
+    def _heard(self) -> None:
+        self._alive = asyncio.get_running_loop().time()
+
+    def _client_control(self, opcode: int, payload: bytes) -> bytes | None:
+        if opcode == PONG and payload == _OUR_PING:
+            return b""
+        return self._repaired(opcode, payload, masked=True)
+
+    def _pod_control(self, opcode: int, payload: bytes) -> bytes | None:
+        return self._repaired(opcode, payload, masked=False)
+
+    @staticmethod
+    def _repaired(opcode: int, payload: bytes, *, masked: bool) -> bytes | None:
+        if opcode != CLOSE:
+            return None
+        other = repaired_close(payload)
+        return None if other is None else encode(CLOSE, other, masked=masked)
+
+
+class TooManySockets(Exception):
+    """The person, or the project, has as many open sockets as it may."""
+
+
+class Relays:
+    """Every relay of the hub by project and person, so that a right's end reaches them."""
+
+    def __init__(self, *, per_person: int = PER_PERSON, per_project: int = PER_PROJECT) -> None:
+        self._per_person = per_person
+        self._per_project = per_project
+        self._people: Counter[tuple[str, str]] = Counter()
+        self._projects: Counter[str] = Counter()
+        self._open: dict[Relay, tuple[str, str]] = {}
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    @contextmanager
+    def place(self, project: str, subject: str) -> Iterator[None]:
+        """Room for one socket, kept from before the pod is dialled. Raises `TooManySockets`."""
+        person = (project, subject)
+        if self._people[person] >= self._per_person or self._projects[project] >= self._per_project:
+            raise TooManySockets
+        self._people[person] += 1
+        self._projects[project] += 1
+        try:
+            yield
+        finally:
+            self._people[person] -= 1
+            self._projects[project] -= 1
+            self._people += Counter()  # drops what is at zero
+            self._projects += Counter()
+
+    @contextmanager
+    def listed(self, relay: Relay, project: str, subject: str) -> Iterator[None]:
+        """Lists the relay while it runs."""
+        self._open[relay] = (project, subject)
+        try:
+            yield
+        finally:
+            del self._open[relay]
+
+    def drop_subject(self, project: str, subject: str) -> int:
+        """Close a person's sockets on a project with 4403; gives their number."""
+        return self._close(
+            [r for r, key in self._open.items() if key == (project, subject)],
+            Ending(RIGHT_ENDED, "No longer allowed"),
+        )
+
+    def drop_project(self, project: str) -> int:
+        """Close every socket of a project with 1012; gives their number."""
+        return self._close(
+            [r for r, key in self._open.items() if key[0] == project],
+            Ending(GOING_AWAY, "The workspace has stopped"),
+        )
+
+    @staticmethod
+    def _close(relays: list[Relay], ending: Ending) -> int:
+        for relay in relays:
+            relay.close(ending.code, ending.reason)
+        return len(relays)

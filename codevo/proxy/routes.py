@@ -1,0 +1,75 @@
+"""Which container of a workspace serves which path below ``/p/{id}/``. Pure; the table is docs/wire.md's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from urllib.parse import unquote_to_bytes
+
+from pod_runtime.protocol.tokens import Audience
+
+#: Longest path that is forwarded, bytes as they came.
+MAX_PATH = 8192
+
+# A prefix stands for itself and for everything below it. Both containers serve `api/`, hence whole segments.
+_TABLE: tuple[tuple[tuple[str, ...], Audience], ...] = tuple(
+    (tuple(prefix.split("/")), audience)
+    for audience, prefixes in (
+        (
+            Audience.RUNNER,
+            (
+                "api/kernelspecs",
+                "kernelspecs",
+                "api/kernels",
+                "api/sessions",
+                "api/status",
+                "api/me",
+                "api/terminals",
+                "terminals/websocket",
+                "api/ports",
+                "api/events",
+                "lsp",
+            ),
+        ),
+        (
+            Audience.WORKER,
+            (
+                "api/contents",
+                "files",
+                "api/search",
+                "collab",
+                "presence",
+                "api/durability",
+                "api/worker",
+            ),
+        ),
+    )
+    for prefix in prefixes
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """``path`` is what the container is asked for: it starts with ``/`` and keeps its percent-encoding."""
+
+    audience: Audience
+    path: str
+
+
+def resolve(rest: str) -> Route | None:
+    """The container for ``rest``, the raw path after ``/p/{id}`` (it starts with ``/``); None: no such route.
+
+    None as well for what must never be forwarded: ``..`` in any spelling, the hub's own ``/_codevo/``,
+    control characters, and anything longer than `MAX_PATH`.
+    """
+    if not rest.startswith("/") or len(rest) > MAX_PATH or not rest.isascii():
+        return None
+    decoded = unquote_to_bytes(rest)
+    if any(byte < 0x20 or byte == 0x7F for byte in decoded):
+        return None
+    if b".." in decoded.replace(b"\\", b"/").split(b"/") or decoded.lstrip(b"/").startswith(b"_codevo"):
+        return None
+    segments = tuple(rest[1:].split("/"))
+    for prefix, audience in _TABLE:
+        if segments[: len(prefix)] == prefix:
+            return Route(audience, rest)
+    return None
