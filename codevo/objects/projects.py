@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,10 +126,14 @@ class ProjectManager(LoggingConfigurable):
         await self._record(project, owner)
         return project
 
-    async def export(self, project: str) -> AsyncIterator[bytes]:
+    async def export(self, project: str) -> AsyncGenerator[bytes, None]:
         """The project's present files as one tar.zst. Raises `NotFlushed`, and `StoreError` at any step."""
         await self._flush(project)
-        return journal.export(self._bucket.store, project_prefix(project))
+        return self._archive(project)
+
+    async def _archive(self, project: str) -> AsyncGenerator[bytes, None]:
+        async for chunk in journal.export(self._bucket.store, project_prefix(project)):
+            yield chunk
 
     async def delete(self, project: str) -> None:
         """Stop it, forget it, delete its objects. Raises `SpawnError` when it cannot be stopped.

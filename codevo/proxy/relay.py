@@ -280,6 +280,10 @@ class Relays:
         finally:
             del self._open[relay]
 
+    def subjects(self, project: str) -> set[str]:
+        """Who has sockets on a project."""
+        return {subject for at, subject in self._open.values() if at == project}
+
     def drop_subject(self, project: str, subject: str) -> int:
         """Close a person's sockets on a project with 4403; gives their number."""
         return self._close(

@@ -20,7 +20,8 @@ class Invites:
     async def create_indexes(self) -> None:
         await self._invites.create_indexes(
             [
-                IndexModel([("expires", ASCENDING)], expireAfterSeconds=0, name="ttl"),
+                # kept for a week after its end, so that who comes late is told so
+                IndexModel([("expires", ASCENDING)], expireAfterSeconds=7 * 24 * 3600, name="ttl"),
                 IndexModel([("project", ASCENDING)], name="project"),
             ]
         )
@@ -65,6 +66,20 @@ class Invites:
             _usable(code), {"$inc": {"uses": 1}}, return_document=True
         )
         return _invite(code, doc) if doc else None
+
+    async def known(self, code: str) -> bool:
+        """Whether there is such an invite, or was until lately: expired and used up ones count."""
+        return await self._invites.find_one({"_id": digest(code)}, {"_id": 1}) is not None
+
+    async def of_project(self, project: str) -> dict[str, Invite]:
+        """The usable links of a project by their ids (`digest` of the code); the codes are not known here."""
+        found = self._invites.find({"project": project, "expires": {"$gt": now()}}).sort("created", ASCENDING)
+        return {doc["_id"]: _invite("", doc) async for doc in found}
+
+    async def delete(self, project: str, ident: str) -> bool:
+        """End one link; whether there was one."""
+        done = await self._invites.delete_one({"_id": ident, "project": project})
+        return bool(done.deleted_count)
 
     async def count_of(self, project: str) -> int:
         found: int = await self._invites.count_documents({"project": project, "expires": {"$gt": now()}})

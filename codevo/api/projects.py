@@ -1,0 +1,208 @@
+"""Projects: listed, made, changed, forked, exported, deleted."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import Any
+from urllib.parse import quote
+
+from tornado.iostream import StreamClosedError
+
+from codevo.api.base import ApiHandler
+from codevo.api.needs import Route, body, needs
+from codevo.api.problems import Problem
+from codevo.api.workspaces import (
+    clean_origin,
+    clean_title,
+    end_strangers,
+    one_project,
+    project_json,
+    translated,
+)
+from codevo.store import ProjectSettings, Role, Visibility
+
+_TITLE = {"type": "string", "maxLength": 400, "description": "1 to 100 characters"}
+_SETTINGS = {
+    "type": "object",
+    "additionalProperties": False,
+    "properties": {
+        "public_ports": {
+            "type": "array",
+            "maxItems": 20,
+            "items": {"type": "integer", "minimum": 1, "maximum": 65535},
+            "description": "ports whose preview needs no login",
+        },
+        "embed_origins": {
+            "type": "array",
+            "maxItems": 20,
+            "items": {"type": "string", "maxLength": 300},
+            "description": "sites whose pages may frame the project",
+        },
+        "wake": {"type": "boolean", "description": "whether a visit to the preview starts the project"},
+    },
+}
+
+
+class ProjectsHandler(ApiHandler):
+    """``/api/projects``"""
+
+    @needs(user=True)
+    async def get(self) -> None:
+        """The caller's projects, the one with the latest activity first."""
+        store = self.hub.store
+        roles = await store.members.of_user(self.user.id)
+        projects = await store.projects.get_many(roles)
+        members = await store.members.of_projects(projects)
+        owners = {m.user for ms in members.values() for m in ms if m.role is Role.OWNER}
+        users = await store.users.get_many(owners)
+        ordered = sorted(projects.values(), key=lambda p: (p.last_activity or p.created, p.id), reverse=True)
+        self.write_json([project_json(self.hub, p, roles[p.id], members[p.id], users) for p in ordered])
+
+    @needs(user=True)
+    @body(
+        {
+            "type": "object",
+            "additionalProperties": False,
+            "required": ["title"],
+            "properties": {
+                "title": _TITLE,
+                "template": {"type": "string", "maxLength": 64},
+                "git_url": {"type": "string", "description": "not supported yet"},
+            },
+        }
+    )
+    async def post(self) -> None:
+        """A new project of the caller's, from a template."""
+        kind = self.request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        if kind.startswith("multipart/") or kind in _ARCHIVES:
+            raise Problem(501, "Projects cannot be made from an archive yet.", field="archive")
+        wanted = self.json_body()
+        if "git_url" in wanted:
+            raise Problem(501, "Projects cannot be made from a Git repository yet.", field="git_url")
+        title = clean_title(wanted["title"])
+        if "template" not in wanted:
+            raise Problem(400, "template is missing.", field="template", code="invalid")
+        with translated():
+            project = await self.hub.projects.create(self.user.id, title, wanted["template"])
+        self.set_header("Location", f"/api/projects/{project.id}")
+        self.write_json(await one_project(self.hub, project, Role.OWNER, self.user), 201)
+
+
+_ARCHIVES = frozenset(
+    {"application/zip", "application/x-zip-compressed", "application/zstd", "application/octet-stream"}
+)
+
+
+class ProjectHandler(ApiHandler):
+    """``/api/projects/{id}``"""
+
+    @needs(role="viewer", guests=True)
+    async def get(self, project_id: str) -> None:
+        """The project, as far as the caller may see it."""
+        self.write_json(await one_project(self.hub, self.project, self.role, self.maybe_user))
+
+    @needs(role="owner")
+    @body(
+        {
+            "type": "object",
+            "additionalProperties": False,
+            "properties": {
+                "title": _TITLE,
+                "visibility": {"type": "string", "enum": ["private", "public"]},
+                "settings": _SETTINGS,
+            },
+        }
+    )
+    async def patch(self, project_id: str) -> None:
+        """Change what is given."""
+        wanted = self.json_body()
+        title = clean_title(wanted["title"]) if "title" in wanted else None
+        visibility = Visibility(wanted["visibility"]) if "visibility" in wanted else None
+        settings = _changed(self.project.settings, wanted["settings"]) if "settings" in wanted else None
+        closed = visibility is Visibility.PRIVATE and self.project.visibility is Visibility.PUBLIC
+        project = await self.hub.store.projects.update(
+            project_id, title=title, visibility=visibility, settings=settings
+        )
+        if project is None:
+            raise Problem(404, "There is no such project.", code="project")
+        if closed:
+            await end_strangers(self.hub, project_id)
+        self.write_json(await one_project(self.hub, project, self.role, self.user))
+
+    @needs(role="owner")
+    async def delete(self, project_id: str) -> None:
+        """Stop it and delete everything that belongs to it."""
+        with translated():
+            await self.hub.projects.delete(project_id)
+        await self.hub.pods.forget(project_id)
+        self.set_status(204)
+        self.finish()
+
+
+def _changed(settings: ProjectSettings, wanted: dict[str, Any]) -> ProjectSettings:
+    if "public_ports" in wanted:
+        settings = replace(settings, public_ports=tuple(sorted(set(wanted["public_ports"]))))
+    if "embed_origins" in wanted:
+        origins = (clean_origin(o, "settings.embed_origins") for o in wanted["embed_origins"])
+        settings = replace(settings, embed_origins=tuple(dict.fromkeys(origins)))
+    if "wake" in wanted:
+        settings = replace(settings, wake=wanted["wake"])
+    return settings
+
+
+class ForkHandler(ApiHandler):
+    """``/api/projects/{id}/fork``"""
+
+    @needs(role="viewer", guests=True)
+    @body({"type": "object", "additionalProperties": False, "properties": {"title": _TITLE}})
+    async def post(self, project_id: str) -> None:
+        """A copy that belongs to the caller. Strangers may fork public projects, but have to log in."""
+        user = self.user
+        wanted = self.json_body()
+        given = clean_title(wanted["title"]) if "title" in wanted else ""
+        with translated():
+            project = await self.hub.projects.fork(
+                user.id, self.project, given or f"{self.project.title[:93]} (fork)"
+            )
+        self.set_header("Location", f"/api/projects/{project.id}")
+        self.write_json(await one_project(self.hub, project, Role.OWNER, user), 201)
+
+
+class ExportHandler(ApiHandler):
+    """``/api/projects/{id}/export``"""
+
+    @needs(role="viewer", guests=True)
+    async def get(self, project_id: str) -> None:
+        """The project's files as one tar.zst, whether it runs or not."""
+        with translated():
+            chunks = await self.hub.projects.export(project_id)
+            # the first piece before the first header: a missing log is an error, not an empty file
+            piece = await anext(chunks, b"")
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", self.project.title).strip("-.") or "project"
+        full = quote(f"{self.project.title}.tar.zst", safe="")
+        self.set_header("Content-Type", "application/zstd")
+        self.set_header("Cache-Control", "no-store")
+        self.set_header(
+            "Content-Disposition", f"attachment; filename=\"{name}.tar.zst\"; filename*=UTF-8''{full}"
+        )
+        try:
+            while piece:
+                self.write(piece)
+                await self.flush()
+                piece = await anext(chunks, b"")
+        except StreamClosedError:
+            return
+        finally:
+            await chunks.aclose()
+        await self.finish()
+
+
+def routes() -> list[Route]:
+    one = r"/api/projects/(?P<project_id>[a-z2-7]{16})"
+    return [
+        (r"/api/projects", ProjectsHandler),
+        (one, ProjectHandler),
+        (one + "/fork", ForkHandler),
+        (one + "/export", ExportHandler),
+    ]
