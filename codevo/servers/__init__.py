@@ -1,10 +1,15 @@
 """The servers of projects: one state each, started, watched and stopped by one manager."""
 
-from codevo.servers.manager import (
-    ServerManager,
-    ServersBusy,
-    TooManyRunning,
-)
+from codevo.servers.manager import ServerEntry, ServerManager, ServersBusy, TooManyRunning
 from codevo.servers.progress import ProgressLog, ServerStatus
+from codevo.servers.records import StoreRecords
 
-__all__ = ["ProgressLog", "ServerManager", "ServerStatus", "ServersBusy", "TooManyRunning"]
+__all__ = [
+    "ProgressLog",
+    "ServerEntry",
+    "ServerManager",
+    "ServerStatus",
+    "ServersBusy",
+    "StoreRecords",
+    "TooManyRunning",
+]
