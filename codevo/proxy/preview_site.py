@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 from urllib.parse import urlencode
 
 import aiohttp
@@ -24,10 +26,14 @@ from codevo.proxy.relay import TooManySockets
 from codevo.proxy.sockets import serve
 from codevo.proxy.websocket import BadHandshake, Upgraded, UpgradeRefused, wants_upgrade
 from codevo.proxy.workspace import GUEST, guest_subject
+from codevo.servers.manager import ServersBusy, TooManyRunning
+from codevo.servers.progress import ServerStatus
 from codevo.spawner.base import ServerState
 from codevo.store import Project, StoreUnavailable, Visibility
 from pod_runtime.protocol.roles import Role
 from pod_runtime.protocol.tokens import TOKEN_HEADER, Audience
+
+log = logging.getLogger(__name__)
 
 #: Seconds for which a decision about a person or a project is remembered.
 ACCESS_SECONDS = 10.0
@@ -37,6 +43,9 @@ PORT_HEADER = "Codevo-Port"
 _OWN = "/_codevo/"
 _SLACK = 1024 * 1024
 _MAX_COOKIES = 4
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +62,7 @@ class Access:
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
-        self._projects: OrderedDict[str, tuple[float, Project | None]] = OrderedDict()
+        self._projects: OrderedDict[str, tuple[float, Project]] = OrderedDict()
         self._people: OrderedDict[tuple[str, str], tuple[float, Visitor | None]] = OrderedDict()
 
     async def project(self, project: str) -> Project | None:
@@ -62,7 +71,9 @@ class Access:
         if known is not None and known[0] > time.monotonic():
             return known[1]
         found = await self._hub.store.projects.get(project)
-        return self._remember(self._projects, project, found)
+        if found is not None:
+            self._remember(self._projects, project, found)
+        return found
 
     async def person(self, project: Project, user: str) -> Visitor | None:
         """The user as a visitor; None for one who is disabled, or no member of a private project."""
@@ -76,7 +87,8 @@ class Access:
             role = Role.VIEWER
         allowed = account is not None and not account.disabled and role is not None
         visitor = Visitor(user, account.name, role) if allowed and account and role else None
-        return self._remember(self._people, key, visitor)
+        self._remember(self._people, key, visitor)
+        return visitor
 
     def forget(self, project: str, user: str) -> None:
         """A right has ended or changed."""
@@ -84,12 +96,11 @@ class Access:
         self._projects.pop(project, None)
 
     @staticmethod
-    def _remember(memory: Any, key: Any, value: Any) -> Any:
+    def _remember(memory: OrderedDict[K, tuple[float, V]], key: K, value: V) -> None:
         memory[key] = (time.monotonic() + ACCESS_SECONDS, value)
         memory.move_to_end(key)
         if len(memory) > _MAX_REMEMBERED:
             memory.popitem(last=False)
-        return value
 
 
 class _Answered(Exception):
@@ -130,23 +141,25 @@ class PreviewHandler(RequestHandler):
         target = self.request.uri or ""
         if not framing_is_sound(headers) or not target.startswith("/"):
             self.set_header("Connection", "close")
-            self._end(pages.plain(400, "Bad request", "This request is not clear."))
+            raise self._end(pages.plain(400, "Bad request", "This request is not clear."))
         name = parse_host(self.request.host or "", self.hub.preview_domain)
-        project = await self.access.project(name.project) if name else None
-        if name is None or project is None:
-            self._end(self._unknown(name))
+        if name is None:
+            raise self._end(pages.no_entry(self.hub.origin))
         self._name = name
+        project = await self.access.project(name.project)
         if self.request.path.startswith(_OWN):
             await self._own_path(project)
+        if project is None:
+            raise self._ask_who()  # exactly what a stranger to a private project gets
         public = self._is_public(project)
         self._visitor = await self._who(project, public)
         if wants_upgrade(headers):
             origin = headers.get("Origin")
             if not public and (origin is None or not same_origin(origin, self._origin)):
-                self._end(pages.plain(403, "Not allowed", "This page may not connect here."))
+                raise self._end(pages.plain(403, "Not allowed", "This page may not connect here."))
         if int(headers.get("Content-Length", "0")) > limit:
-            self._end(self._too_large())
-        self._address = self._find(project)
+            raise self._end(self._too_large())
+        self._address = await self._find(project)
         if not wants_upgrade(headers):
             self._exchange = Exchange(self._pods, project.id, self._address)
             self._exchange.begin(
@@ -187,9 +200,8 @@ class PreviewHandler(RequestHandler):
     # who, and what they may see
 
     def _is_public(self, project: Project) -> bool:
-        """Whether anybody may see this port. ``main`` is whatever the program opens, so it has no number
-        that an owner could have made public; it is open when the owner listed its number in ``public_ports``
-        and asked for it by that number."""
+        """Whether anybody may see this port. Owners open ports by number; ``main`` is whatever the program
+        opens, so it is never public itself."""
         return self._name.port != MAIN and int(self._name.port) in project.settings.public_ports
 
     async def _who(self, project: Project, public: bool) -> Visitor:
@@ -203,41 +215,41 @@ class PreviewHandler(RequestHandler):
             client = f"{self.request.remote_ip} {self.request.headers.get('User-Agent', '')}"
             secret = self.hub.signing_key.private_bytes_raw()
             return Visitor(guest_subject(secret, project.id, client), GUEST, Role.VIEWER)
-        return self._unknown_visitor(self._name)
+        raise self._ask_who()
 
-    def _unknown_visitor(self, name: PreviewName) -> Any:
+    def _ask_who(self) -> _Answered:
+        """Send a tab through the hub; tell a frame, or a part of a page, in words."""
         to = local_path(self.request.uri or "/") or "/"
+        name = self._name
         url = f"{self.hub.origin}/preview/{name.project}?" + urlencode({"port": name.port, "to": to})
+        if not self._is_visit():
+            return self._end(pages.log_in(url))
+        self.set_header("Cache-Control", "no-store")
+        self.redirect(url)
+        return _Answered()
+
+    def _is_visit(self) -> bool:
+        """Whether somebody opens the preview in a tab of its own."""
         headers = self.request.headers
-        navigates = self.request.method == "GET" and not wants_upgrade(headers)
+        if self.request.method != "GET" or wants_upgrade(headers):
+            return False
         if "Sec-Fetch-Dest" in headers:
-            in_tab = headers["Sec-Fetch-Dest"] == "document" and headers.get("Sec-Fetch-Mode") == "navigate"
-        else:
-            in_tab = "text/html" in headers.get("Accept", "")
-        if navigates and in_tab:
-            self.set_header("Cache-Control", "no-store")
-            self.redirect(url)
-            raise _Answered
-        return self._end(pages.log_in(url))
+            return headers["Sec-Fetch-Dest"] == "document" and headers.get("Sec-Fetch-Mode") == "navigate"
+        return "text/html" in headers.get("Accept", "")
 
-    def _unknown(self, name: PreviewName | None) -> PageText:
-        """No such project: exactly what a stranger to a private one gets."""
-        if name is None:
-            return pages.no_entry(self.hub.origin)
-        self._unknown_visitor(name)
-        raise AssertionError("unreachable")
-
-    async def _own_path(self, project: Project) -> None:
+    async def _own_path(self, project: Project | None) -> NoReturn:
         """``/_codevo/enter``: take the code, set the cookie, go on. Nothing else of ours is here."""
         if self.request.path != _OWN + "enter" or self.request.method != "GET":
-            self._end(pages.plain(404, "Not found", "There is nothing here."))
+            raise self._end(pages.plain(404, "Not found", "There is nothing here."))
         code = self.get_query_argument("code", "")
         to = local_path(self.get_query_argument("to", "/"))
-        taken = await self.hub.store.preview_codes.take(code, project.id) if 0 < len(code) <= 200 else None
-        if taken is None or taken.port != self._name.port or to is None:
-            self._end(pages.code_used())
+        taken = None
+        if project is not None and 0 < len(code) <= 200:
+            taken = await self.hub.store.preview_codes.take(code, project.id)
+        if project is None or taken is None or taken.port != self._name.port or to is None:
+            raise self._end(pages.code_used())
         if await self.access.person(project, taken.user) is None:
-            self._end(pages.no_entry(self.hub.origin))
+            raise self._end(pages.no_entry(self.hub.origin))
         self.add_header("Set-Cookie", set_cookie(self.seal.make(self._name, taken.user)))
         self.set_header("Cache-Control", "no-store")
         self.set_header("Referrer-Policy", "no-referrer")
@@ -259,18 +271,30 @@ class PreviewHandler(RequestHandler):
     def _project_url(self) -> str:
         return f"{self.hub.origin}/projects/{self._name.project}"
 
-    def _find(self, project: Project) -> str:
+    async def _find(self, project: Project) -> str:
+        """The gateway's address, from memory, or a page that says why there is none."""
         try:
             return self._pods.where(project.id, Audience.RUNNER, gateway=True)
         except PodUnavailable:
-            status = self.hub.servers.status(project.id)
-            if status.state is ServerState.FAILED:
-                page = pages.failing(status.reason, self._project_url)
-            elif status.state is ServerState.STOPPED:
-                page = pages.stopped(self._project_url)
-            else:
-                page = pages.starting(status.message)
-            return self._end(page)  # type: ignore[no-any-return]
+            pass
+        status = self.hub.servers.status(project.id)
+        if status.state is ServerState.STOPPED and project.settings.wake and self._is_visit():
+            status = await self._wake(project)
+        if status.state is ServerState.FAILED:
+            raise self._end(pages.failing(status.reason, self._project_url))
+        if status.state is ServerState.STOPPED:
+            raise self._end(pages.stopped(self._project_url))
+        raise self._end(pages.starting(status.message))
+
+    async def _wake(self, project: Project) -> ServerStatus:
+        """Start the project on a visit. Frames and background requests never do, or a forgotten tab would
+        keep the project running for ever."""
+        members = await self.hub.store.members.of_project(project.id)
+        owner = next((member.user for member in members if member.role is Role.OWNER), None)
+        if owner is not None:
+            with contextlib.suppress(ServersBusy, TooManyRunning):
+                return self.hub.servers.start(project.id, owner)
+        return self.hub.servers.status(project.id)
 
     def _for_pod(self) -> Headers:
         visitor = self._visitor
@@ -320,13 +344,19 @@ class PreviewHandler(RequestHandler):
             self.set_header(name, value)
         self.finish(html)
 
-    def _end(self, page: PageText) -> Any:
+    def _end(self, page: PageText) -> _Answered:
+        """Answer with the page; the caller raises what it gets."""
         self._page(page)
-        raise _Answered
+        return _Answered()
 
 
 def _response_headers(response: aiohttp.ClientResponse) -> Headers:
     return preview_response(response.headers.items())
+
+
+def _log_request(handler: RequestHandler) -> None:
+    """Without the query, which may hold a code."""
+    log.debug("%s %s %s", handler.get_status(), handler.request.method, handler.request.path)
 
 
 def is_preview_host(host: str, preview_domain: str) -> bool:
@@ -339,5 +369,6 @@ def preview_application(hub: Hub, **settings: Any) -> Application:
     access = Access(hub)
     hub.pods.on_right_ended.append(access.forget)
     seal = Seal(hub.signing_key.private_bytes_raw())
+    settings.setdefault("log_function", _log_request)
     arguments = {"hub": hub, "seal": seal, "access": access}
     return Application([(r".*", PreviewHandler, arguments)], **settings)

@@ -19,7 +19,7 @@ COOKIE = "__Host-codevo-preview"
 MAIN = "main"
 
 _LABEL = re.compile(r"([a-z2-7]{16})(?:--([1-9][0-9]{0,4}))?")
-_LOCAL = re.compile(r"/(?![/\\])[^\\\x00-\x20\x7f]*")
+_LOCAL = re.compile(r"/(?![/\\])[!-\[\]-~]*")
 
 
 @dataclass(frozen=True, slots=True)
