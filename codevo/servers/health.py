@@ -98,12 +98,13 @@ async def _container_ready(
                 raise StartFailed(message or f"The {container} could not start.")
             if (state, percent, message) != seen:
                 seen = (state, percent, message)
+                delay = 0.02
                 watchdog.fed()
                 progressed(percent, message)
             if asyncio.get_running_loop().time() - began >= _LOOK / 2:
                 continue  # the look itself has waited
         await asyncio.sleep(delay)
-        delay = min(delay * 1.5, 1.0)
+        delay = min(delay * 1.5, 0.5)
 
 
 def _health(answer: Any) -> tuple[str, int, str]:

@@ -245,6 +245,8 @@ class ServerManager(LoggingConfigurable):
         server.start_again = False
         if server.status.state is not ServerState.STOPPING:
             starting = server.task
+            if starting is not None:
+                starting.cancel()  # now: after its next step it might say that it is ready
             if server.log.closed:
                 server.log = ProgressLog()
             self._set(server, ServerState.STOPPING, message="Saving and stopping")
@@ -332,6 +334,8 @@ class ServerManager(LoggingConfigurable):
         except Exception as e:
             await self._fail(server, self._reason(server, e))
         else:
+            if server.task is not asyncio.current_task():
+                return  # a spawner that does not hear of its cancellation
             server.task = None
             self._set(server, ServerState.READY, percent=100, message="Ready")
 
@@ -392,6 +396,8 @@ class ServerManager(LoggingConfigurable):
                 await self._spawner.stop(server.project, grace=5.0)
         except Exception as e:
             log.warning("server %s: could not clean up after a failure: %r", server.project, e)
+        if server.task is not asyncio.current_task():
+            return
         server.task = None
         if server.start_again and not self._closing:
             self._begin(server)
@@ -401,7 +407,6 @@ class ServerManager(LoggingConfigurable):
     async def _stop(self, server: _Server, starting: asyncio.Task[None] | None, grace: float) -> None:
         """The task of one stop. Ends in stopped, or failed when the spawner could not."""
         if starting is not None:
-            starting.cancel()
             await asyncio.gather(starting, return_exceptions=True)
         failure = ""
         try:
@@ -474,13 +479,14 @@ class ServerManager(LoggingConfigurable):
     def _died(self, server: _Server, reason: str) -> None:
         reason = reason or "The workspace ended unexpectedly. Start it again; saved work is kept."
         before = server.task
+        if before is not None:
+            before.cancel()
         if server.log.closed:
             server.log = ProgressLog()
         self._set(server, ServerState.STOPPING, message="The workspace ended unexpectedly")
 
         async def clean_up() -> None:
             if before is not None:
-                before.cancel()
                 await asyncio.gather(before, return_exceptions=True)
             await self._fail(server, reason)
 
