@@ -50,6 +50,9 @@ class Documents(Protocol):
     def histories(self) -> set[str]:
         """Paths that have a history, open or not."""
 
+    def open_paths(self) -> set[str]:
+        """Paths of the open documents: their text goes into the log from captures only, never from disk."""
+
     def import_history(self, path: str, history: bytes, epoch: int, text_sha256: str) -> None:
         """Take a history from the log into /state, before serving starts."""
 

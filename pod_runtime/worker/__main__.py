@@ -1,0 +1,49 @@
+"""``python -m pod_runtime.worker --config SRC --listen ADDR --project ID``."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import signal
+import sys
+
+from pod_runtime.protocol.config import ConfigError, WorkerConfig, listening_socket, read_config
+
+
+async def _run(config: WorkerConfig, listen: str) -> None:
+    from pod_runtime.worker.app import Worker
+
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    worker = Worker(config)
+    sock = listening_socket(listen)
+    worker.serve(sock)
+    logging.getLogger(__name__).info("worker listens on %s", sock.getsockname())
+    await stop.wait()
+    await worker.close()
+
+
+def main() -> None:
+    """Run until SIGTERM. Exit code 2 for a bad configuration."""
+    parser = argparse.ArgumentParser(prog="python -m pod_runtime.worker", description=__doc__)
+    parser.add_argument("--config", required=True, help="fd:N or a path")
+    parser.add_argument("--listen", required=True, help="fd:N or tcp:HOST:PORT")
+    parser.add_argument("--project", required=True, help="the project's id, shown in process lists")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
+    try:
+        config = WorkerConfig.from_json(read_config(args.config))
+        if config.project != args.project:
+            raise ConfigError("--project differs from the configuration")
+    except (ConfigError, OSError, ValueError) as e:
+        sys.exit(f"codevo worker: {e}")
+    # user code may link a FIFO or exceed a quota: writes fail with an error, they do not kill
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    asyncio.run(_run(config, args.listen))
+
+
+if __name__ == "__main__":
+    main()

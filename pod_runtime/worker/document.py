@@ -1,0 +1,388 @@
+"""One open document: its Y document, history, room, and the file that shows its text.
+
+The order of durability: updates are fsynced into the history, then the text goes to /workspace, atomically.
+Changes of the file from outside are merged in against the text last seen on disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pycrdt import Doc, Map, Text, TransactionEvent
+
+from pod_runtime.worker import merge
+from pod_runtime.worker.histories import (
+    History,
+    HistoryStore,
+    LogContent,
+    SavedMark,
+    newest_done,
+    newest_match,
+)
+from pod_runtime.worker.ports import DocumentCapture
+from pod_runtime.worker.room import Refused, Room, too_large
+from pod_runtime.worker.safefs import NotRegular, Root, TooLarge
+from pod_runtime.worker.textfile import NotText, TextFile, sha256
+
+log = logging.getLogger(__name__)
+
+#: Seconds without an edit after which the text is saved, and the longest that an edit waits.
+SAVE_QUIET = 0.25
+SAVE_MAX = 1.0
+#: Seconds until a failed save is tried again.
+SAVE_RETRY = 2.0
+#: A history is compacted when it is above this size and `_OUTGROWN` times its compact form, bytes.
+COMPACT_ABOVE = 256 * 1024
+_OUTGROWN = 4
+#: Merges of larger texts are computed in a thread, characters.
+_MERGE_INLINE = 64 * 1024
+
+_FileKey = tuple[int, int, int, int]
+
+
+class Gone(Exception):
+    """The file was deleted and nothing unsaved is held."""
+
+
+class Unfit(Exception):
+    """The file became something that cannot be a document. ``unsaved`` tells whether edits were set aside."""
+
+
+class _Changed(Exception):
+    """Somebody else wrote the file just now."""
+
+
+@dataclass(frozen=True, slots=True)
+class DiskFile:
+    """A file as read: its text, the hash of its bytes, and what identifies this very state of it."""
+
+    file: TextFile
+    digest: str
+    key: _FileKey
+
+
+def file_key(st: os.stat_result) -> _FileKey:
+    """Changes whenever the file's content may have changed."""
+    return (st.st_ino, st.st_size, st.st_mtime_ns, st.st_ctime_ns)
+
+
+def read_file(root: Root, path: str, limit: int) -> DiskFile:
+    """Read for a document. Raises `NotText`, `TooLarge`, `NotRegular`, ``OSError``. Blocks."""
+    data, st = root.read_with_stat(path, limit)
+    return DiskFile(TextFile.decode(data), sha256(data), file_key(st))
+
+
+def new_history(text: str) -> tuple[int, bytes]:
+    """A fresh history of ``text``: its epoch and its update. The marker is the first operation."""
+    epoch = secrets.randbelow(2**32 - 1) + 1
+    doc: Doc[Any] = Doc(client_id=epoch)
+    doc.get("codevo", type=Map)["epoch"] = epoch
+    if text:
+        doc.get("source", type=Text).insert(0, text)
+    return epoch, doc.get_update()
+
+
+class Document:
+    """See the module. Made by `load`; ``touched`` is called at each change, from the loop."""
+
+    def __init__(
+        self,
+        path: str,
+        root: Root,
+        limit: int,
+        doc: Doc[Any],
+        history: History,
+        base: str,
+        disk: DiskFile,
+        touched: Callable[[Document], None],
+    ) -> None:
+        self.path = path
+        self.version = 0
+        self.saved_version = 0
+        self.closed = False
+        self.clients = 0
+        self.idle_since = time.monotonic()
+        self.lock = asyncio.Lock()
+        self._root, self._limit, self._touched = root, limit, touched
+        self._doc = doc
+        self._source: Text = doc.get("source", type=Text)
+        self.history = history
+        self._base = base
+        self._disk, self._crlf, self._key = disk.digest, disk.file.crlf, disk.key
+        self._compact_size = history.size
+        self._dirty = asyncio.Event()
+        self._subscription = doc.observe(self._on_change)
+        self.room = Room(doc, history.epoch, self._admit)
+
+    @classmethod
+    def load(
+        cls,
+        path: str,
+        root: Root,
+        store: HistoryStore,
+        limit: int,
+        disk: DiskFile,
+        content: LogContent | None,
+        touched: Callable[[Document], None],
+    ) -> Document:
+        """The document of a file that was read, with its history or a new one. Blocks on /state shortly."""
+        if content is not None:
+            with contextlib.suppress(ValueError):
+                return cls._resume(path, root, store, limit, disk, content, touched)
+            log.warning("a history could not be read; a new one begins")
+            store.discard(path)
+        epoch, update = new_history(disk.file.text)
+        store.create(path, epoch, update, SavedMark(disk.digest, 1, True))
+        fresh = store.read(path)
+        assert fresh is not None
+        return cls._resume(path, root, store, limit, disk, fresh, touched)
+
+    @classmethod
+    def _resume(
+        cls,
+        path: str,
+        root: Root,
+        store: HistoryStore,
+        limit: int,
+        disk: DiskFile,
+        content: LogContent,
+        touched: Callable[[Document], None],
+    ) -> Document:
+        # a client id of its own for each life: one that lost its tail in a crash must not be used again
+        doc: Doc[Any] = Doc(client_id=secrets.randbelow(2**32 - 1) + 1)
+        doc.get("codevo", type=Map)
+        source: Text = doc.get("source", type=Text)
+        shown = newest_match(content.marks, disk.digest)
+        mark = shown or newest_done(content.marks)
+        base = ""
+        for number, update in enumerate(content.updates, 1):
+            doc.apply_update(update)
+            if mark is not None and number == mark.updates:
+                base = str(source)
+        if mark is None:
+            base = str(source)
+        document = cls(path, root, limit, doc, store.open(path, content), base, disk, touched)
+        if shown is None:
+            document._take(disk)
+        if document.text != disk.file.text:
+            document._changed()
+        return document
+
+    # -- reading
+
+    @property
+    def text(self) -> str:
+        return str(self._source)
+
+    @property
+    def unsaved(self) -> bool:
+        return self.version != self.saved_version
+
+    def render(self) -> bytes:
+        """The bytes that the file is to have."""
+        return TextFile(self.text, self._crlf).encode()
+
+    def capture(self, version: int) -> DocumentCapture:
+        """Text and history of one instant; ``version`` as `Documents` counts it."""
+        return DocumentCapture(self.path, self.render(), self._doc.get_update(), self.history.epoch, version)
+
+    # -- changes
+
+    def _on_change(self, event: TransactionEvent) -> None:
+        update = event.update
+        if update != b"\x00\x00":
+            self.history.append(update)
+            self._changed()
+
+    def _changed(self) -> None:
+        self.version += 1
+        self._dirty.set()
+        self._touched(self)
+
+    def _admit(self, update: bytes) -> None:
+        # an update holds the text that it adds, so it cannot add more than its own length
+        if len(self._source) + len(update) <= self._limit:
+            return
+        trial: Doc[Any] = Doc()
+        trial.apply_update(self._doc.get_update())
+        trial.apply_update(update)
+        size = len(trial.get("source", type=Text))
+        if size > self._limit and size > len(self._source):
+            raise too_large(self._limit)
+        if len(update) > 4 * self._limit:
+            raise too_large(self._limit)
+
+    def _take(self, disk: DiskFile, merged: str | None = None) -> None:
+        """Make an outside state of the file part of the document, as one minimal transaction."""
+        ours = self.text
+        if merged is None:
+            merged = merge.merge(self._base, ours, disk.file.text)
+        if len(merged.encode()) > self._limit:
+            raise too_large(self._limit)
+        changes = merge.to_utf8(ours, merge.edits(ours, merged))
+        if changes:
+            with self._doc.transaction(origin="disk"):
+                for change in reversed(changes):
+                    if change.end > change.start:
+                        del self._source[change.start : change.end]
+                    if change.text:
+                        self._source.insert(change.start, change.text)
+        self._base = disk.file.text
+        self._disk, self._crlf, self._key = disk.digest, disk.file.crlf, disk.key
+        if merged == disk.file.text:
+            self.history.mark(SavedMark(disk.digest, self.history.count, True))
+
+    async def _look(self) -> bool:
+        """Take in what changed on disk; whether the file is there. Lock held."""
+        try:
+            st = await asyncio.to_thread(self._root.lstat, self.path)
+            if file_key(st) == self._key:
+                return True
+            disk = await asyncio.to_thread(read_file, self._root, self.path, self._limit)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except (NotText, TooLarge, NotRegular, IsADirectoryError) as e:
+            await self._set_aside()
+            raise Unfit(str(e)) from e
+        if disk.digest == self._disk:
+            self._key = disk.key
+            return True
+        while True:
+            ours, version = self.text, self.version
+            merged = None
+            if max(len(ours), len(disk.file.text)) > _MERGE_INLINE:
+                merged = await asyncio.to_thread(merge.merge, self._base, ours, disk.file.text)
+                if version != self.version:
+                    continue
+            try:
+                self._take(disk, merged)
+            except Refused as e:
+                await self._set_aside()
+                raise Unfit(str(e)) from e
+            return True
+
+    async def _set_aside(self) -> None:
+        """Keep unsaved text beside a file that can no longer hold it."""
+        if self.unsaved:
+            aside = f"{self.path}.unsaved-{secrets.token_hex(3)}"
+            await asyncio.to_thread(self._root.write_atomic, aside, self.render())
+            self.saved_version = self.version
+
+    # -- saving
+
+    async def save(self) -> bool:
+        """Bring disk and document together; whether the file was written.
+
+        Raises `Gone`, `Unfit`, and ``OSError`` (`safefs.DiskFull` among them) when it could not be written;
+        then it stays unsaved.
+        """
+        async with self.lock:
+            return await self._save()
+
+    async def _save(self) -> bool:
+        if self.closed:
+            return False
+        for _ in range(100):
+            there = await self._look()
+            if not there:
+                if not self.unsaved:
+                    raise Gone(self.path)
+                self._key = (0, 0, 0, 0)
+            version, text = self.version, self.text
+            data = TextFile(text, self._crlf).encode()
+            digest = sha256(data)
+            if there and digest == self._disk:
+                await self.history.sync()
+                self.saved_version = version
+                return False
+            count = self.history.count
+            self.history.mark(SavedMark(digest, count, False))
+            await self.history.sync()
+            try:
+                self._key = await asyncio.to_thread(self._write, data, self._key)
+            except _Changed:
+                continue
+            self._disk, self._base, self.saved_version = digest, text, version
+            mark = SavedMark(digest, count, True)
+            self.history.mark(mark)
+            await self._compact(mark)
+            return True
+        raise OSError(f"{self.path!r} is being changed without pause")
+
+    def _write(self, data: bytes, expected: _FileKey) -> _FileKey:
+        mode = None
+        try:
+            if file_key(self._root.lstat(self.path)) != expected:
+                raise _Changed
+        except (FileNotFoundError, NotADirectoryError):
+            if any(expected):
+                raise _Changed from None
+            folder = self.path.rpartition("/")[0]
+            if folder:
+                self._root.mkdir(folder, parents=True, exist_ok=True)
+        return file_key(self._root.write_atomic(self.path, data, mode=mode))
+
+    async def _compact(self, mark: SavedMark) -> None:
+        if self.history.size < max(COMPACT_ABOVE, _OUTGROWN * self._compact_size):
+            return
+        if self.version != self.saved_version:
+            return
+        state = self._doc.get_update()
+        await self.history.replace(state, SavedMark(mark.sha256, 1, True))
+        self._compact_size = max(len(state), 1)
+
+    @property
+    def compact_size(self) -> int:
+        """Bytes of the history at its last compaction."""
+        return self._compact_size
+
+    async def keep_saving(self, failed: Callable[[Document, Exception], None]) -> None:
+        """Save soon after each change, until cancelled. ``failed`` is told of what `save` raises."""
+        while True:
+            await self._dirty.wait()
+            deadline = time.monotonic() + SAVE_MAX
+            while True:
+                seen = self.version
+                await asyncio.sleep(min(SAVE_QUIET, max(0.0, deadline - time.monotonic())))
+                if seen == self.version or time.monotonic() >= deadline:
+                    break
+            self._dirty.clear()
+            try:
+                if await self.save():
+                    self._touched(self)
+            except (Gone, Unfit) as e:
+                failed(self, e)
+                return
+            except OSError as e:
+                failed(self, e)
+                self._dirty.set()
+                await asyncio.sleep(SAVE_RETRY)
+
+    def moved(self, path: str, store: HistoryStore) -> None:
+        """The file is at ``path`` now. Lock held, nothing unsynced."""
+        self.history.close()
+        store.rename(self.path, path, self.history.epoch)
+        content = store.read(path)
+        assert content is not None
+        self.history = store.open(path, content)
+        self.path = path
+        with contextlib.suppress(OSError):
+            # rename(2) changes ctime only
+            self._key = file_key(self._root.lstat(path))
+
+    async def close(self, code: int, words: str) -> None:
+        """Close clients and room; `save` before when the text matters."""
+        self.closed = True
+        await self.room.end(code, words)
+        self._doc.unobserve(self._subscription)
+        with contextlib.suppress(OSError):
+            await self.history.sync()
+        self.history.close()

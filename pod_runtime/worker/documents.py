@@ -1,0 +1,345 @@
+"""All live documents: opened on demand, saved, told of outside changes, moved, deleted, captured."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from pathlib import Path
+
+from pod_runtime.protocol.config import WorkerConfig
+from pod_runtime.worker.channel import (
+    CLOSE_GONE,
+    CLOSE_NOT_TEXT,
+    CLOSE_OTHER_HISTORY,
+    CLOSE_TOO_LARGE,
+    CLOSE_TRY_AGAIN,
+    SocketChannel,
+)
+from pod_runtime.worker.document import Document, Gone, Unfit, read_file
+from pod_runtime.worker.events import Events
+from pod_runtime.worker.histories import HistoryStore, SavedMark
+from pod_runtime.worker.ports import DocumentCapture
+from pod_runtime.worker.room import Refused
+from pod_runtime.worker.safefs import InvalidPath, NotRegular, Root, TooLarge, check_path, is_temporary
+from pod_runtime.worker.textfile import NotText
+
+log = logging.getLogger(__name__)
+
+#: Seconds without clients after which a document is closed.
+IDLE_CLOSE = 30.0
+#: Seconds that a vanished file has to come back (git and some editors delete, then write).
+GRACE = 0.5
+#: A history whose compact form is larger than this many times the largest document begins anew.
+_RENEW_FACTOR = 8
+
+
+class LiveDocuments:
+    """Implements `ports.Documents`. ``on_touched`` is persistence's `touched`, set once it exists."""
+
+    def __init__(
+        self, config: WorkerConfig, root: Root, events: Events, *, idle_close: float = IDLE_CLOSE
+    ) -> None:
+        self._root, self._events, self._idle_close = root, events, idle_close
+        self._limit, self._max_open = config.max_document, config.max_documents
+        self._state = Path(config.state)
+        self._store = HistoryStore(self._state)
+        self._open: dict[str, Document] = {}
+        self._savers: dict[Document, asyncio.Task[None]] = {}
+        self._gate = asyncio.Lock()
+        self._versions: dict[str, int] = {}
+        self._imported: set[str] = set()
+        self._closing: set[asyncio.Task[None]] = set()
+        self._janitor: asyncio.Task[None] | None = None
+        self.on_touched: Callable[..., None] = lambda *paths: None
+
+    # -- ports.Documents
+
+    async def save_all(self) -> None:
+        """Write every open document's text to disk. Those that fail stay unsaved and are told in a notice."""
+        for document in list(self._open.values()):
+            await self._save_now(document)
+
+    def capture(self, since: dict[str, int]) -> list[DocumentCapture]:
+        """See `ports.Documents.capture`. Closed documents are read from their histories."""
+        found = []
+        for path in self._store.paths():
+            version = self._versions.get(path, 0)
+            if version <= since.get(path, -1) or (version == 0 and path in self._imported):
+                continue
+            document = self._open.get(path)
+            captured = (
+                document.capture(version) if document is not None else self._capture_closed(path, version)
+            )
+            if captured is not None:
+                found.append(captured)
+        return found
+
+    def histories(self) -> set[str]:
+        """Paths that have a history, open or not."""
+        return self._store.paths()
+
+    def import_history(self, path: str, history: bytes, epoch: int, text_sha256: str) -> None:
+        """Take a history from the log into /state, before serving starts. Replaces one that is there."""
+        check_path(path)
+        self._store.create(path, epoch, history, SavedMark(text_sha256, 1, True))
+        self._imported.add(path)
+
+    # -- serving
+
+    async def serve(self, path: str, channel: SocketChannel) -> None:
+        """Serve a client of the document at ``path`` until it is gone."""
+        try:
+            document = await self._get(path)
+        except Refused as e:
+            channel.close(e.code, str(e))
+            return
+        document.idle_since = float("inf")
+        document.clients += 1
+        try:
+            if document.closed:
+                channel.close(CLOSE_TRY_AGAIN, "the document was just closed")
+                return
+            await document.room.serve_client(channel)
+        finally:
+            document.clients -= 1
+            if not document.clients:
+                document.idle_since = time.monotonic()
+                # the last one leaves: nothing waits for a quiet moment any more
+                await self._save_now(document)
+                self.on_touched(document.path)
+
+    def start(self) -> None:
+        """Begin closing idle documents."""
+        self._janitor = asyncio.create_task(self._close_idle(), name="documents janitor")
+
+    async def close(self) -> None:
+        """Save and close everything."""
+        if self._janitor is not None:
+            self._janitor.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._janitor
+        for document in list(self._open.values()):
+            await self._save_now(document)
+            await self._close(document, CLOSE_TRY_AGAIN, "the workspace stops")
+        while self._closing:
+            await asyncio.gather(*self._closing, return_exceptions=True)
+
+    def open_paths(self) -> set[str]:
+        """Paths of the open documents."""
+        return set(self._open)
+
+    # -- files
+
+    async def saved(self, path: str) -> None:
+        """Write the open documents at and beneath ``path``, before somebody reads the file."""
+        for document in self._beneath(path):
+            await self._save_now(document)
+
+    async def outside(self, paths: Iterable[str]) -> None:
+        """These files changed on disk, or vanished."""
+        for path in paths:
+            document = self._open.get(path)
+            if document is not None:
+                if not self._root.exists(path):
+                    await asyncio.sleep(GRACE)
+                await self._save_now(document)
+            elif path in self._store and not self._root.exists(path):
+                self._grace(path)
+
+    @contextlib.asynccontextmanager
+    async def removing(self, path: str) -> AsyncIterator[None]:
+        """While somebody deletes ``path``: nothing is saved there; afterwards what is gone is closed."""
+        async with self._gate, contextlib.AsyncExitStack() as stack:
+            affected = self._beneath(path)
+            for document in affected:
+                await stack.enter_async_context(document.lock)
+            yield
+            for document in affected:
+                if not self._root.exists(document.path):
+                    document.closed = True
+                    self._later(self._close(document, CLOSE_GONE, "the file was deleted", discard=True))
+            for known in self._store.paths() - set(self._open):
+                if (known == path or known.startswith(path + "/")) and not self._root.exists(known):
+                    self._forget(known)
+
+    @contextlib.asynccontextmanager
+    async def moving(self, old: str, new: str) -> AsyncIterator[None]:
+        """While somebody renames ``old`` to ``new``: documents and histories go along."""
+        await self.saved(old)
+        async with self._gate, contextlib.AsyncExitStack() as stack:
+            affected = self._beneath(old)
+            for document in affected:
+                await stack.enter_async_context(document.lock)
+                await document.history.sync()
+            yield
+            for path in self._store.paths():
+                if path != old and not path.startswith(old + "/"):
+                    continue
+                target = new + path[len(old) :]
+                live = self._open.pop(path, None)
+                if live is not None:
+                    live.moved(target, self._store)
+                    self._open[target] = live
+                else:
+                    content = self._store.read(path)
+                    if content is not None:
+                        self._store.rename(path, target, content.epoch)
+                self._versions[target] = max(self._versions.pop(path, 0), self._versions.get(target, 0)) + 1
+                self._imported.discard(path)
+                self.on_touched(path, target)
+
+    # -- inside
+
+    def _beneath(self, path: str) -> list[Document]:
+        return [d for p, d in self._open.items() if not path or p == path or p.startswith(path + "/")]
+
+    async def _get(self, path: str) -> Document:
+        try:
+            if not check_path(path) or is_temporary(path):
+                raise InvalidPath("not a file")
+        except InvalidPath as e:
+            raise Refused(CLOSE_GONE, str(e)) from e
+        async with self._gate:
+            found = self._open.get(path)
+            if found is not None and not found.closed:
+                found.idle_since = time.monotonic()
+                return found
+            if found is not None:
+                raise Refused(CLOSE_TRY_AGAIN, "the document is being closed")
+            if len(self._open) >= self._max_open:
+                await self._make_room()
+            document = await self._load(path)
+            self._open[path] = document
+            self._savers[document] = asyncio.create_task(
+                document.keep_saving(self._failed), name=f"saver {path!r}"
+            )
+            return document
+
+    async def _load(self, path: str) -> Document:
+        try:
+            disk = await asyncio.to_thread(read_file, self._root, path, self._limit)
+        except TooLarge as e:
+            raise Refused(CLOSE_TOO_LARGE, f"the file is larger than {self._limit} bytes") from e
+        except (FileNotFoundError, NotADirectoryError) as e:
+            raise Refused(CLOSE_GONE, "there is no such file") from e
+        except (NotText, NotRegular, IsADirectoryError) as e:
+            raise Refused(CLOSE_NOT_TEXT, str(e)) from e
+        except OSError as e:
+            raise Refused(CLOSE_TRY_AGAIN, f"the file cannot be read: {e.strerror}") from e
+        try:
+            content = await asyncio.to_thread(self._store.read, path)
+            document = Document.load(
+                path, self._root, self._store, self._limit, disk, content, self._document_touched
+            )
+            await document.history.sync()
+        except OSError as e:
+            raise Refused(CLOSE_TRY_AGAIN, f"the history cannot be written: {e.strerror}") from e
+        # a client must not be given what a crash could take back, hence the sync before
+        await document.room.run()
+        if path not in self._versions:
+            self._versions[path] = 0
+        self.on_touched(path)
+        return document
+
+    async def _make_room(self) -> None:
+        idle = [d for d in self._open.values() if not d.clients and not d.closed]
+        if not idle:
+            raise Refused(CLOSE_TRY_AGAIN, f"more than {self._max_open} documents are open")
+        await self._close_saved(min(idle, key=lambda d: d.idle_since))
+
+    def _document_touched(self, document: Document) -> None:
+        path = document.path
+        self._versions[path] = self._versions.get(path, 0) + 1
+        self.on_touched(path)
+
+    async def _save_now(self, document: Document) -> None:
+        try:
+            await document.save()
+        except (Gone, Unfit, OSError) as e:
+            self._failed(document, e)
+            return
+        if document.compact_size > _RENEW_FACTOR * self._limit and not document.unsaved:
+            self._store.discard(document.path)
+            self._later(self._close(document, CLOSE_OTHER_HISTORY, "this document's history begins anew"))
+
+    def _failed(self, document: Document, error: Exception) -> None:
+        if document.closed:
+            return
+        if isinstance(error, Gone):
+            document.closed = True
+            self._events.notice("warning", f"{document.path} was deleted")
+            self._later(self._close(document, CLOSE_GONE, "the file was deleted", discard=True))
+        elif isinstance(error, Unfit):
+            document.closed = True
+            self._events.notice("warning", f"{document.path} can no longer be edited together: {error}")
+            self._later(self._close(document, CLOSE_NOT_TEXT, str(error), discard=True))
+        else:
+            words = error.strerror if isinstance(error, OSError) else None
+            log.warning("a document could not be saved: %s", words or error)
+            self._events.notice("error", f"{document.path} could not be saved: {words or error}")
+
+    def _later(self, closing: object) -> None:
+        task = asyncio.ensure_future(closing)  # type: ignore[call-overload]
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    def _grace(self, path: str) -> None:
+        async def check() -> None:
+            await asyncio.sleep(GRACE)
+            if path not in self._open and not self._root.exists(path):
+                self._forget(path)
+
+        self._later(check())
+
+    def _forget(self, path: str) -> None:
+        self._store.discard(path)
+        self._versions.pop(path, None)
+        self._imported.discard(path)
+        self.on_touched(path)
+
+    async def _close(self, document: Document, code: int, words: str, *, discard: bool = False) -> None:
+        saver = self._savers.pop(document, None)
+        if saver is not None:
+            saver.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await saver
+        async with document.lock:
+            await document.close(code, words)
+        if self._open.get(document.path) is document:
+            del self._open[document.path]
+            if discard:
+                self._forget(document.path)
+
+    async def _close_saved(self, document: Document) -> None:
+        """Close one without clients, once all is on disk."""
+        await self._save_now(document)
+        if document.clients or document.unsaved or document.closed:
+            return
+        await self._close(document, CLOSE_TRY_AGAIN, "closed")
+
+    async def _close_idle(self) -> None:
+        while True:
+            await asyncio.sleep(max(0.05, self._idle_close / 6))
+            before = time.monotonic() - self._idle_close
+            for document in [d for d in self._open.values() if not d.clients and d.idle_since < before]:
+                async with self._gate:
+                    await self._close_saved(document)
+
+    def _capture_closed(self, path: str, version: int) -> DocumentCapture | None:
+        from pycrdt import Doc, Text
+
+        content = self._store.read(path)
+        if content is None:
+            return None
+        doc: Doc[Text] = Doc()
+        try:
+            for update in content.updates:
+                doc.apply_update(update)
+        except ValueError:
+            self._store.discard(path)
+            return None
+        text = str(doc.get("source", type=Text)).encode()
+        return DocumentCapture(path, text, doc.get_update(), content.epoch, version)
