@@ -1,4 +1,4 @@
-"""What every handler of the hub can reach: one object, made by `codevo.app` and kept in the settings as ``hub``."""
+"""What every handler of the hub can reach: one object, kept in the application's settings as ``hub``."""
 
 from __future__ import annotations
 

@@ -55,8 +55,8 @@ def session_cookie_name(secure: bool) -> str:
 class ApiHandler(RequestHandler):
     """Authenticates and authorises in `prepare`, by what the method states with `needs` or `public`.
 
-    Afterwards a method reads `user`, `project` and `role`. WebSocket handlers derive from this class first and
-    `WebSocketHandler` second; their need stands on the class.
+    Afterwards a method reads `user`, `project` and `role`. WebSocket handlers derive from this class first
+    and `WebSocketHandler` second; their need stands on the class.
     """
 
     request_id: str = ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 from tornado.web import RequestHandler
 
@@ -37,7 +37,11 @@ class UnstatedNeed(Exception):
     """A route does not say what it needs. Programming error, found at the start."""
 
 
-def public(target: F | None = None, *, any_host: bool = False) -> Any:
+@overload
+def public(target: F) -> F: ...
+@overload
+def public(*, any_host: bool) -> Callable[[F], F]: ...
+def public(target: Any = None, *, any_host: bool = False) -> Any:
     """Anybody may call this. Use as ``@public`` or ``@public(any_host=True)``."""
     need = Need(public=True, any_host=any_host)
     return _state(need) if target is None else _state(need)(target)
@@ -51,7 +55,7 @@ def needs(
     guests: bool = False,
     scope: Scope | None = None,
 ) -> Callable[[Any], Any]:
-    """The caller must be logged in (``user``), an administrator (``admin``), or hold ``role`` on the project."""
+    """The caller must be logged in (``user``), be an ``admin``, or hold ``role`` on the project."""
     if not (user or admin or role):
         raise UnstatedNeed("@needs() states nothing")
     if admin and scope is None:
@@ -61,7 +65,7 @@ def needs(
 
 
 def body(schema: Schema) -> Callable[[F], F]:
-    """The JSON object that the method takes: checked by `ApiHandler.json_body`, shown in the API's description."""
+    """The JSON object that the method takes: checked by `ApiHandler.json_body`, shown in the OpenAPI."""
 
     def mark(target: F) -> F:
         target.__body__ = schema  # type: ignore[attr-defined]

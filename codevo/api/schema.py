@@ -1,7 +1,8 @@
 """The part of JSON Schema that request bodies are described and checked with.
 
-Known: ``type`` (also a list), ``enum``, ``properties``, ``required``, ``additionalProperties: false``, ``items``,
-``minItems``, ``maxItems``, ``minLength``, ``maxLength``, ``pattern``, ``minimum``, ``maximum``, ``description``.
+Known: ``type`` (also a list), ``enum``, ``properties``, ``required``, ``additionalProperties: false``,
+``items``, ``minItems``, ``maxItems``, ``minLength``, ``maxLength``, ``pattern``, ``minimum``, ``maximum``,
+``description``.
 """
 
 from __future__ import annotations

@@ -16,7 +16,10 @@ RESERVED = frozenset({"guest", "hub", "codevo", "system", "anonymous", "nobody"}
 def name_problem(name: str) -> str | None:
     """Why this name is refused, in words for people; None when it is fine."""
     if not _NAME.fullmatch(name):
-        return "A name has 2 to 32 letters, digits, dots, hyphens and underscores, and starts with a letter or digit."
+        return (
+            "A name has 2 to 32 letters, digits, dots, hyphens and underscores, "
+            "and begins with a letter or a digit."
+        )
     if name.casefold() in RESERVED:
         return "This name is reserved. Choose another."
     return None

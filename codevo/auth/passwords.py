@@ -17,63 +17,15 @@ MIN_LENGTH = 8
 MAX_LENGTH = 1024
 
 #: The ones that every guessing program tries first and that are long enough to pass otherwise.
-COMMON = frozenset(
-    [
-        "password",
-        "password1",
-        "password12",
-        "password123",
-        "passw0rd",
-        "p@ssw0rd",
-        "p@ssword",
-        "12345678",
-        "123456789",
-        "1234567890",
-        "11111111",
-        "00000000",
-        "87654321",
-        "88888888",
-        "12341234",
-        "123123123",
-        "qwertyui",
-        "qwertyuiop",
-        "qwerty123",
-        "qwerty12",
-        "1q2w3e4r",
-        "1q2w3e4r5t",
-        "1qaz2wsx",
-        "asdfghjk",
-        "asdfghjkl",
-        "zxcvbnm1",
-        "iloveyou",
-        "sunshine",
-        "princess",
-        "football",
-        "baseball",
-        "superman",
-        "trustno1",
-        "starwars",
-        "whatever",
-        "letmein1",
-        "welcome1",
-        "welcome123",
-        "changeme",
-        "changeme1",
-        "administrator",
-        "admin123",
-        "administrator1",
-        "dragon12",
-        "monkey12",
-        "abcd1234",
-        "abc12345",
-        "a1b2c3d4",
-        "aaaaaaaa",
-        "computer",
-        "internet",
-        "michelle",
-        "jennifer",
-    ]
+_COMMON = (
+    "password password1 password12 password123 passw0rd p@ssw0rd p@ssword 12345678 123456789 "
+    "1234567890 11111111 00000000 87654321 88888888 12341234 123123123 qwertyui qwertyuiop qwerty123 "
+    "qwerty12 1q2w3e4r 1q2w3e4r5t 1qaz2wsx asdfghjk asdfghjkl zxcvbnm1 iloveyou sunshine princess "
+    "football baseball superman trustno1 starwars whatever letmein1 welcome1 welcome123 changeme "
+    "changeme1 administrator admin123 administrator1 dragon12 monkey12 abcd1234 abc12345 a1b2c3d4 "
+    "aaaaaaaa computer internet michelle jennifer "
 )
+COMMON = frozenset(_COMMON.split())
 
 
 class Busy(Exception):

@@ -124,8 +124,8 @@ class Projects:
     async def page(
         self, *, limit: int = 50, cursor: str | None = None, search: str = "", sort: str = "-last_activity"
     ) -> Page[Project]:
-        """All projects, for administrators. ``search`` finds the start of a title or the whole id; ``sort`` is
-        one of `SORTS`, ``-`` turns it round. Raises ``ValueError`` for a bad sort or cursor."""
+        """All projects, for administrators. ``search`` finds the start of a title or the whole id; ``sort``
+        is one of `SORTS`, ``-`` turns it round. Raises ``ValueError`` for a bad sort or cursor."""
         match: dict[str, Any] = {}
         if search:
             start = {"$regex": "^" + re.escape(search.casefold())}

@@ -39,7 +39,7 @@ class Sessions:
         return session, secret
 
     async def find(self, secret: str) -> Session | None:
-        """The session of a cookie's value; None when unknown or over (the TTL index is up to a minute late)."""
+        """The session of a cookie's value; None when unknown or over (TTL indexes are a minute late)."""
         doc = await self._sessions.find_one({"_id": digest(secret), "expires": {"$gt": now()}})
         return Session(doc["_id"], doc["user"], doc["created"], doc["expires"]) if doc else None
 
