@@ -108,7 +108,7 @@ async def fork(store: ObjectStore, source: str, target: str) -> int:
 
     Snapshot and journal tail are copied by the store, the documents' histories with their epochs included:
     both projects then go on from the same history, in rooms of their own. Generations start anew (HEAD's
-    ``inherited``); named checkpoints are not taken along. HEAD comes last: when this fails, delete ``target``.
+    ``inherited``); named checkpoints stay behind. HEAD comes last: when this fails, delete ``target``.
     """
     log = await reader.load(Prefixed(store, source))
     gate = asyncio.Semaphore(PARALLEL_COPIES)

@@ -1,0 +1,468 @@
+"""The worker's persistence: opens the log, keeps committing what changes, says how durable it is."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import random
+import sqlite3
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from pod_runtime.journal import reader
+from pod_runtime.journal import writer as journal
+from pod_runtime.journal.format import now
+from pod_runtime.journal.store import ObjectStore, StoreError
+from pod_runtime.journal.writer import Fenced, LogWriter, Moved
+from pod_runtime.protocol.config import WorkerConfig
+from pod_runtime.worker import safefs
+from pod_runtime.worker.persistence.changes import MAX_FILE, Changes, Notice, Prepared, Stopped
+from pod_runtime.worker.persistence.ignore import MAX_TOML, Ignore, patterns_of
+from pod_runtime.worker.persistence.manifest import UNKNOWN, Delta, Manifest
+from pod_runtime.worker.persistence.opening import Opener, Progress, aside_folder
+from pod_runtime.worker.persistence.restore import SetAside
+from pod_runtime.worker.ports import DocumentCapture, Documents, DurabilityStatus
+
+log = logging.getLogger(__name__)
+
+#: What the worker exits with when a newer generation owns the log: it must not be started again.
+EXIT_FENCED = 3
+#: More touched paths than this count as "everything".
+MAX_TOUCHED = 1000
+#: Seconds between full looks, at least; a look that takes long is done less often.
+SCAN_INTERVAL = 60.0
+SCAN_SHARE = 50
+MAX_BACKOFF = 30.0
+FLUSH_ATTEMPTS = 3
+#: Commits between two looks at whether a snapshot is due.
+SNAPSHOT_CHECK = 50
+
+
+class Persister:
+    """Implements `ports.Persistence`. Order of calls: `open`, `start`, …, `close`.
+
+    ``store`` is for tests; by default it is S3 by ``config.store``. ``notice(level, message)`` is for people.
+    `fenced` is set when another worker has taken over; the process then ends with `EXIT_FENCED`.
+    """
+
+    def __init__(
+        self,
+        config: WorkerConfig,
+        root: safefs.Root,
+        documents: Documents,
+        store: ObjectStore | None = None,
+        *,
+        notice: Notice | None = None,
+    ) -> None:
+        self._config, self._root, self._documents = config, root, documents
+        self._given = store
+        self._notice_out = notice or (lambda level, message: None)
+        self._stack = contextlib.AsyncExitStack()
+        self._spool = Path(config.state) / "persistence"
+        self._lock = asyncio.Lock()
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._stopping = False
+        self._subscribers: list[Callable[[DurabilityStatus], None]] = []
+        self._told: DurabilityStatus | None = None
+        self._noticed: set[str] = set()
+        # changes are counted, never flagged: one made during an upload belongs to the next commit
+        self._version = self._durable = 0
+        self._paths: set[str] = set()
+        self._everything = True
+        self._first_touch = self._last_touch = 0.0
+        self._since: dict[str, int] = {}
+        self._in_flight: tuple[Prepared, int] | None = None
+        self._last_error: str | None = None
+        self._last_commit: str | None = None
+        self._ignore = Ignore()
+        self._next_scan = 0.0
+        self._commits = 0
+        self._maintenance: asyncio.Task[None] | None = None
+        self.fenced = asyncio.Event()
+        self._manifest: Manifest | None = None
+        self._writer: LogWriter | None = None
+
+    # -- life
+
+    async def open(self, progress: Progress = lambda percent, message: None) -> None:
+        """Bring workspace and log together and commit the ``open`` record; then serving may begin.
+
+        ``progress(percent, words)`` is called while files are restored. Raises `Fenced`, `StoreError` when
+        the store stays away for about a minute, `OSError` for a full disk.
+        """
+        await asyncio.to_thread(self._prepare_state)
+        store = self._given
+        if store is None:
+            from pod_runtime.journal.s3 import S3Store
+
+            store = await self._stack.enter_async_context(S3Store(self._config.store))
+        self._manifest = await asyncio.to_thread(Manifest, self._spool / "manifest.db")
+        self._stack.callback(self._manifest.close)
+        self._writer = LogWriter(store, self._config.generation)
+        failures = 0
+        while True:
+            opener = Opener(
+                self._root,
+                self._documents,
+                self._manifest,
+                self._writer,
+                spool=self._spool,
+                max_workspace=self._config.max_workspace,
+                notice=self._notice,
+                progress=progress,
+            )
+            try:
+                await opener.run()
+                break
+            except reader.LogError:
+                raise
+            except StoreError as e:
+                failures += 1
+                if failures >= 6:
+                    raise
+                progress(0, "Waiting for the object store")
+                log.warning("cannot open the log: %s", e)
+                await asyncio.sleep(_backoff(failures))
+        self._version = int(self._manifest.info.get("version", "0")) + 1
+        self._durable = self._version - 1  # the first look decides
+        self._last_commit = now()
+
+    def _prepare_state(self) -> None:
+        self._spool.mkdir(parents=True, exist_ok=True, mode=0o700)
+        fd = os.open(self._spool / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._stack.callback(os.close, fd)
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
+        for left in self._spool.glob("commit-*"):
+            left.unlink(missing_ok=True)
+
+    def start(self) -> None:
+        """Begin committing."""
+        self._task = asyncio.create_task(self._run(), name="persistence")
+        self._wake.set()
+
+    async def close(self) -> None:
+        """Flush a last time, then stop. Bounded by the caller."""
+        if self._manifest is None:
+            await self._stack.aclose()
+            return
+        try:
+            if not self.fenced.is_set():
+                await self.flush()
+        finally:
+            self._stopping = True
+            for task in (self._task, self._maintenance):
+                if task is not None:
+                    task.cancel()
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await task
+            if self._in_flight is not None:
+                _discard(self._in_flight[0])
+            async with self._lock:
+                await self._stack.aclose()
+                self._manifest = None
+
+    # -- ports.Persistence
+
+    def touched(self, *paths: str) -> None:
+        """See the port. Without paths: anything may have changed."""
+        moment = asyncio.get_running_loop().time()
+        if not self._paths and not self._everything:
+            self._first_touch = moment
+        self._last_touch = moment
+        self._version += 1
+        if paths and not self._everything:
+            self._paths.update(paths)
+            if len(self._paths) > MAX_TOUCHED:
+                self._everything = True
+                self._paths.clear()
+        elif not paths:
+            self._everything = True
+            self._paths.clear()
+        self._wake.set()
+        self._tell()
+
+    async def flush(self) -> DurabilityStatus:
+        """See the port. Looks at every file; gives up after three attempts when the store is away."""
+        await self._documents.save_all()
+        self.touched()
+        wanted = self._version
+        failures = 0
+        while self._durable < wanted and not self.fenced.is_set() and self._manifest is not None:
+            try:
+                await self._commit_once()
+            except (StoreError, OSError):
+                failures += 1
+                if failures >= FLUSH_ATTEMPTS:
+                    break
+                await asyncio.sleep(_backoff(failures))
+        return self.status()
+
+    def status(self) -> DurabilityStatus:
+        pending = self._durable != self._version or self._in_flight is not None
+        return DurabilityStatus(self._version, self._durable, pending, self._last_error, self._last_commit)
+
+    def subscribe(self, callback: Callable[[DurabilityStatus], None]) -> Callable[[], None]:
+        """Call ``callback`` with each new status; gives the function that ends it."""
+        self._subscribers.append(callback)
+        return lambda: self._subscribers.remove(callback)
+
+    # -- the loop
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        failures = 0
+        while not self.fenced.is_set():
+            await self._wait_for_work(loop)
+            try:
+                await self._commit_once()
+                failures = 0
+            except (StoreError, OSError):
+                failures += 1
+                await asyncio.sleep(_backoff(failures))
+            except Stopped:
+                return
+            except Exception:
+                # a bug must not end persistence silently; the error is shown, and it is tried again
+                log.exception("a commit failed")
+                self._failed("an internal error; see the worker's log")
+                failures += 1
+                await asyncio.sleep(_backoff(failures))
+
+    async def _wait_for_work(self, loop: asyncio.AbstractEventLoop) -> None:
+        while True:
+            moment = loop.time()
+            if self._in_flight is not None:
+                return
+            if self._paths or self._everything:
+                quiet = self._last_touch + self._config.flush_quiet
+                due = min(quiet, self._first_touch + self._config.flush_max)
+                if moment >= due:
+                    return
+            else:
+                due = self._next_scan
+                if moment >= due:
+                    self._everything = True
+                    return
+            self._wake.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), due - moment)
+
+    async def _commit_once(self) -> None:
+        async with self._lock:
+            if self.fenced.is_set() or self._manifest is None:
+                return
+            assert self._writer is not None
+            if self._in_flight is None:
+                await self._prepare()
+            if self._in_flight is None:
+                self._tell()
+                return
+            prepared, version = self._in_flight
+            try:
+                seq = await self._writer.append(prepared.commit)
+            except Fenced as e:
+                await self._fence(e.generation)
+                return
+            except Moved as e:
+                await self._yield_to(e.seq)
+                raise StoreError("another writer committed first") from e
+            except StoreError as e:
+                self._failed(f"The object store is away: {e}")
+                raise
+            await self._landed(prepared, version, seq)
+
+    async def _prepare(self) -> None:
+        """Look and pack; leaves ``_in_flight`` or, when nothing changed, only the manifest's notes."""
+        assert self._manifest is not None
+        version, everything = self._version, self._everything
+        paths, self._paths, self._everything = self._paths, set(), False
+        started = asyncio.get_running_loop().time()
+        try:
+            histories, live = self._documents.histories(), self._documents.open_paths()
+            self._since = {path: v for path, v in self._since.items() if path in histories}
+            captures = self._documents.capture(self._since)
+            if everything or "codevo.toml" in paths:
+                before = self._ignore.patterns
+                await asyncio.to_thread(self._read_ignore, self._notice_later())
+                everything = everything or before != self._ignore.patterns
+            changes = Changes(
+                self._root,
+                self._manifest,
+                self._ignore,
+                spool=self._spool,
+                live=live,
+                max_workspace=self._config.max_workspace,
+                notice=self._notice_later(),
+                stopped=lambda: self._stopping,
+            )
+            prepared = await asyncio.to_thread(
+                changes.build, captures, histories, None if everything else paths
+            )
+        except BaseException as e:
+            self._everything = self._everything or everything
+            self._paths |= paths
+            if isinstance(e, OSError):
+                self._failed(f"The workspace cannot be read: {e.strerror or e}")
+            raise
+        if everything:
+            took = asyncio.get_running_loop().time() - started
+            self._next_scan = asyncio.get_running_loop().time() + max(SCAN_INTERVAL, took * SCAN_SHARE)
+        if not prepared.empty:
+            self._in_flight = (prepared, version)
+            return
+        self._since.update(prepared.versions)
+        if prepared.delta.entries or prepared.delta.docs:
+            await asyncio.to_thread(self._manifest.apply, prepared.delta, {})
+        self._durable = max(self._durable, version)
+        self._last_error = None
+
+    def _read_ignore(self, notice: Notice) -> None:
+        try:
+            patterns = patterns_of(self._root.read_bytes("codevo.toml", MAX_TOML))
+        except (FileNotFoundError, NotADirectoryError):
+            patterns = ()
+        except (OSError, ValueError) as e:
+            # half-written or broken: what was ignored stays ignored
+            notice("warning", str(e))
+            return
+        if patterns != self._ignore.patterns:
+            self._ignore = Ignore(patterns)
+
+    async def _landed(self, prepared: Prepared, version: int, seq: int) -> None:
+        assert self._manifest is not None
+        assert self._writer is not None
+        self._in_flight = None
+        self._since.update(prepared.versions)
+        self._durable = max(self._durable, version)
+        self._last_error, self._last_commit = None, now()
+        info = {"seq": seq, "generation": self._writer.generation, "version": version}
+        try:
+            await asyncio.to_thread(self._manifest.apply, prepared.delta, info)
+        except sqlite3.Error as e:
+            log.warning("the manifest cannot be written: %s", e)  # the next start asks the log instead
+        finally:
+            _discard(prepared)
+        self._tell()
+        self._commits += 1
+        large = isinstance(prepared.commit.body, Path)
+        if (large or self._commits % SNAPSHOT_CHECK == 1) and self._maintenance is None:
+            self._maintenance = asyncio.create_task(self._maintain(), name="snapshots")
+
+    async def _maintain(self) -> None:
+        assert self._writer is not None
+        try:
+            if await self._writer.snapshot_due():
+                seq = await self._writer.snapshot()
+                log.info("snapshot %d", seq)
+            await journal.compact(self._writer.store)
+        except StoreError as e:
+            log.warning("no snapshot: %s", e)
+        finally:
+            self._maintenance = None
+
+    async def _yield_to(self, seq: int) -> None:
+        """An older generation slipped a record in: what it changed is looked at and committed again."""
+        assert self._manifest is not None
+        assert self._writer is not None
+        single = reader.Log(None, None, None, (seq,))
+        names = (await reader.plan(self._writer.store, single)).last
+        entries = {n.partition("/")[2]: UNKNOWN for n in names if n.startswith("workspace/")}
+        await asyncio.to_thread(self._manifest.apply, Delta(dict(entries)), {"seq": seq})
+        if self._in_flight is not None:
+            _discard(self._in_flight[0])
+            self._in_flight = None
+        self._since.clear()
+        self._everything = True
+
+    async def _fence(self, generation: int) -> None:
+        assert self._manifest is not None
+        words = "This workspace was started again elsewhere; this one has stopped saving"
+        log.error("fenced by generation %d", generation)
+        if self._in_flight is not None:
+            _discard(self._in_flight[0])
+        aside = SetAside(self._root, aside_folder())
+        captures = self._documents.capture(self._since)
+        with contextlib.suppress(OSError):
+            await asyncio.to_thread(self._set_aside, aside, captures)
+        self._in_flight = None
+        if aside.count:
+            words += f"; unsaved work is in {aside.folder}"
+        self._notice("error", words)
+        self._failed(words)
+        self.fenced.set()
+
+    def _set_aside(self, aside: SetAside, captures: list[DocumentCapture]) -> None:
+        assert self._manifest is not None
+        prepared = Changes(
+            self._root,
+            self._manifest,
+            self._ignore,
+            spool=self._spool,
+            live=set(),
+            max_workspace=2**62,
+            notice=lambda level, message: None,
+        ).build(captures, set(self._manifest.docs), None)
+        _discard(prepared)
+        texts = {c.path: c.text for c in captures}
+        for path, entry in prepared.delta.entries.items():
+            if entry is None or entry.kind != "file" or path.startswith(".codevo/set-aside-"):
+                continue
+            with contextlib.suppress(OSError, safefs.InvalidPath):
+                if path in texts:
+                    aside.write(path, texts[path])
+                else:
+                    aside.copy(path, MAX_FILE)
+
+    # -- telling
+
+    def _failed(self, words: str) -> None:
+        self._last_error = words
+        self._tell()
+
+    def _tell(self) -> None:
+        status = self.status()
+        if status == self._told:
+            return
+        self._told = status
+        for callback in list(self._subscribers):
+            callback(status)
+
+    def _notice(self, level: str, message: str) -> None:
+        """Say it once; the set of what was said is bounded."""
+        if message in self._noticed:
+            return
+        if len(self._noticed) > 1000:
+            self._noticed.clear()
+        self._noticed.add(message)
+        self._notice_out(level, message)
+
+    def _notice_later(self) -> Notice:
+        """For threads."""
+        loop = asyncio.get_running_loop()
+
+        def later(level: str, message: str) -> None:
+            loop.call_soon_threadsafe(self._notice, level, message)
+
+        return later
+
+
+def _discard(prepared: Prepared) -> None:
+    if isinstance(prepared.commit.body, Path):
+        prepared.commit.body.unlink(missing_ok=True)
+
+
+def _backoff(failures: int) -> float:
+    return float(min(0.5 * 2 ** (failures - 1), MAX_BACKOFF) * random.uniform(0.5, 1.0))  # noqa: S311
