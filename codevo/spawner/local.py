@@ -275,6 +275,9 @@ class LocalSpawner(Spawner):
                 await self._launch(spec, places, uid)
             except (OSError, ValueError) as e:
                 raise SpawnError(f"The workspace could not be started: {e}") from e
+            except SpawnError:
+                await asyncio.to_thread(_clean_run, places)
+                raise
             progress(Progress(60, "Sandbox started"))
             if await self._adopt(spec.project) is None:
                 raise SpawnError("The workspace ended right after its start; see supervisor.log.")
@@ -362,9 +365,27 @@ class LocalSpawner(Spawner):
         await self.stop(project, grace=0.0)
         async with self._lock(project):
             if places.root.exists():
-                await asyncio.to_thread(shutil.rmtree, places.root)
+                await asyncio.to_thread(_remove_tree, places.root)
             if self._uids is not None:
                 self._uids.release(project)
+
+
+def _remove_tree(root: Path) -> None:
+    """Delete it all, folders that their owner shut himself out of too. Nothing may run in it any more."""
+
+    def open_up(_: object, path: str, error: tuple[type[BaseException], BaseException, object]) -> None:
+        folder = Path(path)
+        if not isinstance(error[1], PermissionError) or folder.is_symlink():
+            raise error[1]
+        if folder.is_dir() and folder.stat().st_mode & 0o700 != 0o700:
+            folder.chmod(0o700)
+        elif folder.parent.stat().st_mode & 0o700 != 0o700:
+            folder.parent.chmod(0o700)
+        else:
+            raise error[1]
+        shutil.rmtree(path, onerror=open_up) if folder.is_dir() else folder.unlink()
+
+    shutil.rmtree(root, onerror=open_up)
 
 
 def _clean_run(places: Places, patience: float = 3.0) -> None:

@@ -163,7 +163,7 @@ def supervisor_spec(spec: WorkspaceSpec, places: Places, uid: int | None, on: In
         "workspace": str(places.workspace),
         "home": str(places.home),
         "state": str(places.state),
-        "python": str(Path(sys.prefix) / "bin" / "python"),
+        "python": sys.executable,
         "runtime": runtime_paths(on.cache),
         "extra_binds": on.extra_binds,
         "allow_networks": on.allow_networks,

@@ -1,6 +1,5 @@
 """Limits for everything the user runs, by a cgroup of its own where we may make one (v1 or v2)."""
 
-# ruff: noqa: PTH - pathlib costs more memory than one supervisor per workspace should take
 from __future__ import annotations
 
 import contextlib

@@ -1,6 +1,5 @@
 """The supervisor's own socket: newline-delimited JSON, one request a line, only for the hub's user."""
 
-# ruff: noqa: PTH - pathlib costs more memory than one supervisor per workspace should take
 from __future__ import annotations
 
 import contextlib

@@ -17,6 +17,7 @@ MS_REC = 16384
 MS_SLAVE = 1 << 19
 
 _PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
 _NS_GET_USERNS = 0xB701  # _IO(0xb7, 1), linux/nsfs.h
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -49,6 +50,11 @@ def mount(source: str, target: str, fstype: str, flags: int, data: str = "") -> 
 def die_with_parent() -> None:
     """Have the kernel kill this process when its parent dies; undone by a change of user, kept by exec."""
     _check(_libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "prctl")
+
+
+def adopt_orphans() -> None:
+    """Become the parent of descendants whose parent ends, so that they can be waited for."""
+    _check(_libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), "prctl")
 
 
 def owner_of_namespace(fd: int) -> int:

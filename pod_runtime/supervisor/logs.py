@@ -1,6 +1,5 @@
 """The supervisor's log file: what runner and worker write, bounded in size, and its last lines as reasons."""
 
-# ruff: noqa: PTH - pathlib costs more memory than one supervisor per workspace should take
 from __future__ import annotations
 
 import os

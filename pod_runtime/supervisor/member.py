@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import time
 
@@ -14,6 +15,7 @@ _CRASHES = 10
 _WINDOW = 60.0
 _DELAY_FIRST = 0.05
 _DELAY_MAX = 2.0
+_INIT_SECONDS = 5.0
 
 
 class Member:
@@ -53,11 +55,16 @@ class Member:
                 self._program = child
         return self._program
 
+    def wait_for_program(self, seconds: float) -> None:
+        """Until bubblewrap's init has started the program, a matter of milliseconds."""
+        deadline = time.monotonic() + seconds
+        while self.running and not self.program() and time.monotonic() < deadline:
+            if select.select([self.pidfd], [], [], 0.002)[0]:
+                return
+
     def terminate(self) -> None:
         """SIGTERM to the program; when that cannot be found, SIGKILL to all of it."""
-        deadline = time.monotonic() + 1.0
-        while self.running and not self.program() and time.monotonic() < deadline:
-            time.sleep(0.005)
+        self.wait_for_program(1.0)
         if self._program_fd >= 0:
             _signal(self._program_fd, signal.SIGTERM)
         else:
@@ -83,6 +90,7 @@ class Member:
     def reap(self) -> str:
         """After its exit: collect it and say how it ended, in words."""
         _, status = os.waitpid(self.pid, 0)
+        self._reap_init()
         while self.output >= 0 and self._drain():
             pass
         self.lines.finish()
@@ -94,6 +102,13 @@ class Member:
         self.pidfd = self._program_fd = -1
         code = os.waitstatus_to_exitcode(status)
         return f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+
+    def _reap_init(self) -> None:
+        """Wait for the sandbox's init too, which is ours now: after it nothing of the sandbox is left."""
+        deadline = time.monotonic() + _INIT_SECONDS
+        with contextlib.suppress(ChildProcessError):
+            while self.init and time.monotonic() < deadline and os.waitpid(self.init, os.WNOHANG)[0] == 0:
+                time.sleep(0.002)
 
     def _drain(self) -> bool:
         try:

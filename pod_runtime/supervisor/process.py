@@ -1,6 +1,5 @@
 """Starting one process with exactly the descriptors, limits and cgroups that it should have."""
 
-# ruff: noqa: PTH - pathlib costs more memory than one supervisor per workspace should take
 from __future__ import annotations
 
 import fcntl

@@ -1,6 +1,5 @@
 """What the sandboxes of runner and worker look like, as arguments of bubblewrap."""
 
-# ruff: noqa: PTH - pathlib costs more memory than one supervisor per workspace should take
 from __future__ import annotations
 
 import os

@@ -2,7 +2,8 @@
 
 It refuses, with EPERM, what a workspace has no use for and the kernel has had holes in: mounts, keyrings,
 bpf, perf, userfaultfd, kexec, modules, io_uring; new user namespaces; injecting terminal input; and socket
-families other than Unix, IPv4, IPv6 and netlink. ptrace is allowed: debuggers are useful, and see only the sandbox.
+families other than Unix, IPv4, IPv6 and netlink. ptrace is allowed: debuggers are useful, and see only the
+sandbox.
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@ tmpfs, and there a bind mount of each thing that the sandboxes bind in turn. Nob
 left behind.
 """
 
-# ruff: noqa: PTH - pathlib costs more memory than one supervisor per workspace should take
 from __future__ import annotations
 
 import os

@@ -7,7 +7,7 @@ import select
 import signal
 import time
 
-from pod_runtime.supervisor import cgroups
+from pod_runtime.supervisor import cgroups, linux
 from pod_runtime.supervisor.control import Control
 from pod_runtime.supervisor.logs import Log
 from pod_runtime.supervisor.member import Member
@@ -36,6 +36,7 @@ class Supervisor:
         self._state = "starting"
         self._reason = ""
         self._timers: dict[str, tuple[float, Callable[[], None]]] = {}
+        linux.adopt_orphans()
         self._wakeup, writer = os.pipe()
         for fd in (self._wakeup, writer):
             os.set_blocking(fd, False)

@@ -1,6 +1,5 @@
 """Starting the two sandboxes and the network helper of one workspace."""
 
-# ruff: noqa: PTH - pathlib costs more memory than one supervisor per workspace should take
 from __future__ import annotations
 
 import os
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 _START_SECONDS = 15.0
+_PROGRAM_SECONDS = 2.0
 _USER_OOM_SCORE = 500  # on a full machine the user's programs go before anything of ours
 
 
@@ -179,6 +179,7 @@ class Workspace:
             if self.spec["tools"]["slirp4netns"]:
                 self._connect(member.init)
             os.write(block, b"1")
+        member.wait_for_program(_PROGRAM_SECONDS)
 
     def _connect(self, init: int) -> None:
         self.disconnect()
