@@ -2,7 +2,6 @@
 
 from codevo.servers.manager import ServerEntry, ServerManager, ServersBusy, TooManyRunning
 from codevo.servers.progress import ProgressLog, ServerStatus
-from codevo.servers.records import StoreRecords
 
 __all__ = [
     "ProgressLog",
@@ -10,6 +9,5 @@ __all__ = [
     "ServerManager",
     "ServerStatus",
     "ServersBusy",
-    "StoreRecords",
     "TooManyRunning",
 ]

@@ -129,6 +129,9 @@ class ServerManager(LoggingConfigurable):
         owners = await self._records.owners(found)
         for project, status in found.items():
             self._adopt(project, owners.get(project, ""), status)
+            if project not in owners:
+                log.warning("server %s runs, but its project was deleted: stopping it", project)
+                self.begin_stop(project)
         # Servers that are well say so at once; others go on being looked at while the hub serves.
         adopting = [s.settled.wait() for s in self._servers.values() if s.task]
         if adopting:
