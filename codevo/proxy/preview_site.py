@@ -6,7 +6,9 @@ import contextlib
 import logging
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NoReturn, TypeVar
 from urllib.parse import urlencode
 
@@ -104,7 +106,10 @@ class Access:
 
 
 class _Answered(Exception):
-    """The request has its answer already."""
+    """The request's answer is known without the program; ``write`` gives it."""
+
+    def __init__(self, write: Callable[[], object]) -> None:
+        self.write = write
 
 
 @stream_request_body
@@ -117,6 +122,7 @@ class PreviewHandler(RequestHandler):
     _name: PreviewName
     _visitor: Visitor
     _address: str = ""
+    _own_answer: Callable[[], object] | None = None
 
     def initialize(self, hub: Hub, seal: Seal, access: Access) -> None:
         self.hub = hub
@@ -131,16 +137,25 @@ class PreviewHandler(RequestHandler):
         self.request.connection.set_max_body_size(limit + _SLACK)  # type: ignore[union-attr]
         try:
             await self._prepare(limit)
-        except _Answered:
-            pass
+        except _Answered as e:
+            self._write_early(e.write)
         except StoreUnavailable:
-            self._page(pages.plain(503, "One moment", "The database does not answer. Try again shortly."))
+            page = pages.plain(503, "One moment", "The database does not answer. Try again shortly.")
+            self._write_early(partial(self._page, page))
+
+    def _write_early(self, write: Callable[[], object]) -> None:
+        """Answer now when there is a body, which ends the connection; else in the method, which does not."""
+        headers = self.request.headers
+        if framing_is_sound(headers) and not has_body(headers):
+            self._own_answer = write
+        else:
+            self.set_header("Connection", "close")
+            write()
 
     async def _prepare(self, limit: int) -> None:
         headers = self.request.headers
         target = self.request.uri or ""
         if not framing_is_sound(headers) or not target.startswith("/"):
-            self.set_header("Connection", "close")
             raise self._end(pages.plain(400, "Bad request", "This request is not clear."))
         name = parse_host(self.request.host or "", self.hub.preview_domain)
         if name is None:
@@ -176,6 +191,9 @@ class PreviewHandler(RequestHandler):
             self._exchange.cancel()
 
     async def get(self) -> None:
+        if self._own_answer is not None:
+            self._own_answer()
+            return
         try:
             if self._exchange is None:
                 await self._socket()
@@ -225,8 +243,7 @@ class PreviewHandler(RequestHandler):
         if not self._is_visit():
             return self._end(pages.log_in(url))
         self.set_header("Cache-Control", "no-store")
-        self.redirect(url)
-        return _Answered()
+        return _Answered(partial(self.redirect, url))
 
     def _is_visit(self) -> bool:
         """Whether somebody opens the preview in a tab of its own."""
@@ -253,8 +270,7 @@ class PreviewHandler(RequestHandler):
         self.add_header("Set-Cookie", set_cookie(self.seal.make(self._name, taken.user)))
         self.set_header("Cache-Control", "no-store")
         self.set_header("Referrer-Policy", "no-referrer")
-        self.redirect(to)
-        raise _Answered
+        raise _Answered(partial(self.redirect, to))
 
     # towards the pod
 
@@ -345,9 +361,8 @@ class PreviewHandler(RequestHandler):
         self.finish(html)
 
     def _end(self, page: PageText) -> _Answered:
-        """Answer with the page; the caller raises what it gets."""
-        self._page(page)
-        return _Answered()
+        """The page as an answer; the caller raises it."""
+        return _Answered(partial(self._page, page))
 
 
 def _response_headers(response: aiohttp.ClientResponse) -> Headers:

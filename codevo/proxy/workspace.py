@@ -58,15 +58,34 @@ class WorkspaceHandler(ApiHandler):
     _exchange: Exchange | None = None
     _route: Route
     _address: str = ""
+    _refusal: Exception | None = None
+    _last_answer = False
 
     async def prepare(self) -> None:
+        # What is answered before the body was read ends the connection, which clients take for an accident.
+        # Without a body, `get` may as well say it.
+        try:
+            await self._prepare()
+        except Exception as e:
+            headers = self.request.headers
+            if self.request.method in _METHODS and framing_is_sound(headers) and not has_body(headers):
+                self._refusal = e
+                return
+            self._last_answer = True
+            raise
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        if self._last_answer:
+            self.set_header("Connection", "close")
+        super().write_error(status_code, **kwargs)
+
+    async def _prepare(self) -> None:
         headers = self.request.headers
         limit = self.hub.limits.max_upload
         if not framing_is_sound(headers):
-            self.set_header("Connection", "close")
             raise Problem(400, "The length of the request's body is not clear.", code="framing")
         self.request.connection.set_max_body_size(limit + _SLACK)  # type: ignore[union-attr]
-        await super().prepare()
+        await ApiHandler.prepare(self)
         if self.request.method not in _METHODS:
             raise Problem(
                 405, "There is no such method here.", headers={"Allow": ", ".join(sorted(_METHODS))}
@@ -99,6 +118,8 @@ class WorkspaceHandler(ApiHandler):
             self._exchange.cancel()
 
     async def get(self, project_id: str) -> None:
+        if self._refusal is not None:
+            raise self._refusal
         if self._exchange is None:
             await self._socket()
         else:
@@ -196,9 +217,8 @@ class WorkspaceHandler(ApiHandler):
 
     def _too_large(self) -> Problem:
         limit = self.hub.limits.max_upload
-        return Problem(
-            413, f"The body is larger than {limit} bytes.", code="too-large", headers={"Connection": "close"}
-        )
+        self._last_answer = True
+        return Problem(413, f"The body is larger than {limit} bytes.", code="too-large")
 
 
 def not_running(state: ServerState) -> Problem:
