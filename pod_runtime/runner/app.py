@@ -19,6 +19,8 @@ from pod_runtime.runner import channels, handlers
 from pod_runtime.runner.context import Runner, RunnerHandler
 from pod_runtime.runner.dependencies import Dependencies
 from pod_runtime.runner.events import Events
+from pod_runtime.runner.gateway import Gateway
+from pod_runtime.runner.idle_page import idle_page
 from pod_runtime.runner.kernels import Kernels
 from pod_runtime.runner.ports import Ports
 from pod_runtime.runner.terminals import Terminals
@@ -61,7 +63,6 @@ class App:
     def __init__(self, config: RunnerConfig, listen: socket.socket, gateway: socket.socket) -> None:
         self.config = config
         self._listen = listen
-        self._gateway_socket = gateway
         self.gatekeeper = Gatekeeper(load_public_key(config.public_key), config.project, Audience.RUNNER)
         workspace = Path(config.workspace)
         events = Events()
@@ -87,9 +88,21 @@ class App:
         events.add_source("terminals", lambda: {"terminals": terminals.models()})
         self.runner = Runner(config, kernels, terminals, ports, events, time.time())
         self._server: HTTPServer | None = None
+        own = frozenset(s.getsockname()[1] for s in (listen, gateway) if s.family != socket.AF_UNIX)
+        self._gateway = Gateway(
+            gateway, self.gatekeeper, main=lambda: ports.main, refresh=ports.refresh, page=self._idle, own=own
+        )
+
+    def _idle(self, port: int) -> bytes:
+        program = self.runner.kernels.program
+        if program is None:
+            return idle_page(port, running=False, ended=None, output="")
+        outcome = program.outcome
+        ended = outcome.message if outcome is not None and not outcome.ok else None
+        return idle_page(port, running=program.busy, ended=ended, output=program.last_output)
 
     async def start(self) -> None:
-        """Serve; returns at once."""
+        """Serve; returns when ready."""
         application = Application(
             [*common_routes(), *routes()],
             default_handler_class=handlers.NotHere,
@@ -101,6 +114,7 @@ class App:
         )
         self._server = HTTPServer(application, max_body_size=MAX_BODY, max_buffer_size=MAX_MESSAGE + 65536)
         self._server.add_sockets([self._listen])
+        await self._gateway.start()
         self._dependencies.start()
         self.runner.ports.start()
 
@@ -109,6 +123,7 @@ class App:
         if self._server is not None:
             self._server.stop()
         await self.runner.ports.close()
+        await self._gateway.close()
         await asyncio.gather(
             self.runner.terminals.shutdown(), self.runner.kernels.shutdown(), self._dependencies.close()
         )

@@ -27,6 +27,8 @@ MAX_QUEUED = 16
 #: Characters of the last output kept for the page that tells of a crash.
 _LAST_OUTPUT = 8000
 _EOF = "\x04"
+#: Lines of input taken before there is a program to take them.
+_MAX_TYPED = 100
 
 
 def kernelspec() -> dict[str, Any]:
@@ -83,6 +85,7 @@ class ProgramKernel(Kernel):
         self._at_rest = asyncio.Event()
         self._at_rest.set()
         self._sessions: set[int] = set()
+        self._typed: list[str] = []
         self.marker: str | None = None
         self.last_output = ""
         self.outcome: Outcome | None = None
@@ -173,12 +176,16 @@ class ProgramKernel(Kernel):
         )
 
     async def _input(self, value: object) -> None:
-        if self._command is None or not isinstance(value, str):
+        if self._request is None or not isinstance(value, str):
             return
-        if value == _EOF:
+        if self._command is None:
+            # typed ahead, while the run is prepared
+            if len(self._typed) < _MAX_TYPED:
+                self._typed.append(value)
+        elif value == _EOF:
             self._command.end_input()
-            return
-        await self._command.write(value.encode("utf-8", "replace") + b"\n")
+        else:
+            await self._command.write(value.encode("utf-8", "replace") + b"\n")
 
     # --- running
 
@@ -234,6 +241,7 @@ class ProgramKernel(Kernel):
         began = time.monotonic()
         self.marker = f"{MARKER}={uuid.uuid4().hex}"
         self._sessions = set()
+        self._typed = []
         try:
             exit_code: int | None = await self._run(mailbox, request, code)
             message = _describe(exit_code) if exit_code is not None else "stopped"
@@ -303,6 +311,9 @@ class ProgramKernel(Kernel):
                 ask,
             )
             self._sessions.add(self._command.pid)
+            typed, self._typed = self._typed, []
+            for line in typed:
+                await self._input(line)
             try:
                 result = await self._command.wait()
             finally:

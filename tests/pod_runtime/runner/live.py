@@ -181,9 +181,7 @@ class Kernel:
     ws: aiohttp.ClientWebSocketResponse
     session: str
 
-    async def send(
-        self, msg_type: str, content: dict[str, Any] | None = None, channel: str = "shell"
-    ) -> str:
+    async def send(self, msg_type: str, content: dict[str, Any] | None = None, channel: str = "shell") -> str:
         msg_id = uuid.uuid4().hex
         await self.ws.send_str(
             json.dumps(
@@ -259,3 +257,21 @@ async def program(
     path = f"/api/kernels/{model['id']}/channels?session_id={session}{query}"
     async with live.socket(path, role, subject) as ws:
         yield Kernel(ws, session)
+
+
+def alive(pid: int) -> bool:
+    """Whether the process runs; a zombie that nobody has reaped does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+async def told_pid(ws: aiohttp.ClientWebSocketResponse) -> int:
+    """Read a terminal until it says ``pid=N=``."""
+    text = ""
+    while (match := re.search(r"pid=(\d+)=", text)) is None:
+        kind, *rest = await frame(ws)
+        if kind == "stdout":
+            text += rest[0]
+    return int(match[1])

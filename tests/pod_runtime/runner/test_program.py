@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from pod_runtime.protocol.roles import Role
-from tests.pod_runtime.runner.live import Live, close_code, frame, program, running, text_of, until
+from tests.pod_runtime.runner.live import Live, alive, close_code, frame, program, running, text_of, until
 
 
 def types(found: list[Any]) -> list[str]:
@@ -66,7 +66,7 @@ async def test_sessions(runner: Live) -> None:
 
 async def test_order_of_messages_and_exit_code(runner: Live) -> None:
     async with program(runner) as kernel:
-        text, reply, found = await kernel.run("echo out; echo err >&2; exit 3")
+        _, reply, found = await kernel.run("echo out; echo err >&2; exit 3")
         order = [t for t in types(found) if t != "stream"]
         assert order == ["busy", "execute_input", "error", "idle", "execute_reply"]
         assert text_of(found, "stdout") == "out\n" and text_of(found, "stderr") == "err\n"
@@ -79,7 +79,8 @@ async def test_order_of_messages_and_exit_code(runner: Live) -> None:
 
 async def test_runs_the_project_of_codevo_toml(runner: Live) -> None:
     (runner.workspace / "codevo.toml").write_text(
-        '[run]\nbuild = "echo building > built"\ncommand = "cat built; echo $PORT $COLOR $SECRET_OF_THE_SERVER"\n'
+        '[run]\nbuild = "echo building > built"\ncommand = "cat built; '
+        'echo $PORT $COLOR $SECRET_OF_THE_SERVER"\n'
         'port = 4567\n[env]\nCOLOR = "grün"\n'
     )
     async with program(runner) as kernel:
@@ -97,7 +98,8 @@ async def test_failed_build_ends_the_run(runner: Live) -> None:
 
 
 @pytest.mark.parametrize(
-    "toml", ["[run", '[run]\nport = "x"', "[run]\nport = 70000", "[run]\ncommand = 3", "[env]\nA = [1]", "\xff"]
+    "toml",
+    ["[run", '[run]\nport = "x"', "[run]\nport = 70000", "[run]\ncommand = 3", "[env]\nA = [1]", "\xff"],
 )
 async def test_bad_codevo_toml_is_told(runner: Live, toml: str) -> None:
     (runner.workspace / "codevo.toml").write_bytes(toml.encode("latin-1"))
@@ -231,7 +233,7 @@ async def test_interrupt_of_a_program_that_ignores_it(runner: Live) -> None:
         reply = (await kernel.until("execute_reply"))[-1]["content"]
         assert 5.5 < time.monotonic() - began < 14
         assert "SIGKILL" in reply["evalue"]
-        assert not Path(f"/proc/{pid}").exists()
+        assert not alive(int(pid))
 
 
 async def test_second_interrupt_hastens(runner: Live) -> None:
@@ -248,12 +250,12 @@ async def test_second_interrupt_hastens(runner: Live) -> None:
 
 async def test_children_and_daemons_end_with_the_run(runner: Live) -> None:
     async with program(runner) as kernel:
-        text, reply, _ = await kernel.run(
+        text, _, _ = await kernel.run(
             "sleep 1001 & echo $!; setsid sh -c 'trap \"\" TERM; echo $$; sleep 1002' & sleep 0.3; echo done"
         )
         assert text.endswith("done\n")
         for pid in text.split()[:2]:
-            assert not Path(f"/proc/{pid}").exists()
+            assert not alive(int(pid))
 
 
 async def test_runs_queue_and_the_queue_is_bounded(runner: Live) -> None:
@@ -310,7 +312,7 @@ async def test_restart_and_delete_end_the_program(runner: Live) -> None:
             else:
                 assert (await runner.call("DELETE", path))[0] == 204
                 await close_code(kernel.ws)
-            assert not Path(f"/proc/{pid}").exists()
+            assert not alive(int(pid))
 
 
 async def test_a_lost_connection_gets_what_it_missed(runner: Live) -> None:
@@ -404,7 +406,9 @@ async def test_prepared_dependencies_are_copied(tmp_path: Path) -> None:
     workspace.mkdir()
     lock = json.dumps({"name": "x", "lockfileVersion": 3})
     (workspace / "package-lock.json").write_text(lock)
-    (workspace / "package.json").write_text('{"scripts": {"start": "cat node_modules/a/x"}, "dependencies": {"a": "1"}}')
+    (workspace / "package.json").write_text(
+        '{"scripts": {"start": "cat node_modules/a/x"}, "dependencies": {"a": "1"}}'
+    )
     modules = prepared / hashlib.sha256(lock.encode()).hexdigest() / "node_modules"
     (modules / "a").mkdir(parents=True)
     (modules / "a" / "x").write_text("prepared!\n")
@@ -413,7 +417,7 @@ async def test_prepared_dependencies_are_copied(tmp_path: Path) -> None:
         await kernel.execute("cat node_modules/a/x")
         await until(lambda: (workspace / "node_modules" / "a" / "x").exists())
         assert not list(workspace.glob("node_modules.tmp-*"))
-        text, reply, _ = await kernel.run("cat node_modules/a/x")
+        text, _, _ = await kernel.run("cat node_modules/a/x")
         assert "prepared!" in text
 
 
@@ -438,7 +442,7 @@ async def test_sigterm_ends_the_program(runner: Live) -> None:
         pid = int((await kernel.until_text("\n")).split("=")[1])
         os.kill(runner.process.pid, signal.SIGTERM)
         assert await asyncio.wait_for(runner.process.wait(), 15) == 0
-        assert not Path(f"/proc/{pid}").exists()
+        assert not alive(int(pid))
 
 
 async def test_small_and_quick_to_start(runner: Live) -> None:

@@ -6,13 +6,12 @@ import asyncio
 import json
 import os
 import signal
-from pathlib import Path
 
 import aiohttp
 import pytest
 
 from pod_runtime.protocol.roles import Role
-from tests.pod_runtime.runner.live import Live, close_code, frame, shown, until
+from tests.pod_runtime.runner.live import Live, alive, close_code, frame, shown, told_pid, until
 
 
 async def make(runner: Live, **body: str) -> str:
@@ -123,22 +122,21 @@ async def test_shell_exit_with_background_child_holding_the_pty(runner: Live) ->
     await make(runner)
     async with runner.socket("/terminals/websocket/1") as ws:
         await type_(ws, "(trap '' HUP; sleep 1000) & echo pid=$!=\r")
-        text = await shown(ws, "=\r\n")
-        pid = int(text.rpartition("pid=")[2].split("=")[0])
+        pid = await told_pid(ws)
         await type_(ws, "exit\r")
         while (await frame(ws)) != ["disconnect", 1]:
             pass
-    await until(lambda: not Path(f"/proc/{pid}").exists())
+    await until(lambda: not alive(pid))
 
 
 async def test_delete_kills_a_stubborn_shell(runner: Live) -> None:
     await make(runner)
     async with runner.socket("/terminals/websocket/1") as ws:
         await type_(ws, "trap '' HUP TERM INT; echo pid=$$=; while :; do sleep 1; done\r")
-        pid = int((await shown(ws, "=\r\n")).rpartition("pid=")[2].split("=")[0])
+        pid = await told_pid(ws)
         assert (await runner.call("DELETE", "/api/terminals/1"))[0] == 204
         assert await close_code(ws) == 1000
-    await until(lambda: not Path(f"/proc/{pid}").exists())
+    await until(lambda: not alive(pid))
 
 
 async def test_size_is_the_smallest_editors(runner: Live) -> None:
@@ -294,8 +292,8 @@ async def test_sigterm_ends_what_shells_started(runner: Live) -> None:
     await make(runner)
     async with runner.socket("/terminals/websocket/1") as ws:
         await type_(ws, "(trap '' HUP TERM; sleep 1000) & echo pid=$!=\r")
-        pid = int((await shown(ws, "=\r\n")).rpartition("pid=")[2].split("=")[0])
-        assert Path(f"/proc/{pid}").exists()
+        pid = await told_pid(ws)
+        assert alive(pid)
         os.kill(runner.process.pid, signal.SIGTERM)
         assert await asyncio.wait_for(runner.process.wait(), 15) == 0
-    assert not Path(f"/proc/{pid}").exists()
+    assert not alive(pid)
