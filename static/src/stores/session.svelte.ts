@@ -1,0 +1,34 @@
+import { ApiError } from '../api/client';
+import * as hub from '../api/hub';
+import type { Config, User } from '../api/types';
+
+class Session {
+  user = $state<User | null>(null);
+  config = $state<Config | null>(null);
+  /** `asking` until the hub has said who we are. */
+  known = $state<'asking' | 'known' | 'unreachable'>('asking');
+
+  async load(): Promise<void> {
+    try {
+      const [config, user] = await Promise.all([
+        hub.config(),
+        hub.me().catch((e: unknown) => {
+          if (e instanceof ApiError && (e.status === 401 || e.status === 403)) return null;
+          throw e;
+        }),
+      ]);
+      this.config = config;
+      this.user = user;
+      this.known = 'known';
+    } catch {
+      this.known = 'unreachable';
+    }
+  }
+
+  async logout(): Promise<void> {
+    await hub.logout();
+    this.user = null;
+  }
+}
+
+export const session = new Session();

@@ -1,0 +1,226 @@
+import { SvelteMap } from 'svelte/reactivity';
+import { words } from '../api/client';
+import * as hub from '../api/hub';
+import { Socket } from '../api/socket';
+import type { Durability, FileChange, Port, Project, Role } from '../api/types';
+import { WorkspaceApi, type KernelModel, type TerminalModel } from '../api/workspace';
+import { isInside, moved } from '../lib/paths';
+import { OpenDoc } from './docs.svelte';
+import { FilesStore } from './files.svelte';
+import { LayoutStore } from './layout.svelte';
+import { PresenceStore } from './presence.svelte';
+import { RunStore } from './run.svelte';
+import { toasts } from './toasts.svelte';
+
+export type Connection = { kind: 'connected' } | { kind: 'connecting' } | { kind: 'waiting'; until: number } | { kind: 'denied' };
+
+/** One running workspace as this window sees it. Made when the server is ready, destroyed with the page. */
+export class Workspace {
+  readonly api: WorkspaceApi;
+  readonly layout: LayoutStore;
+  readonly files: FilesStore;
+  readonly presence: PresenceStore;
+  readonly run: RunStore;
+  readonly docs = new SvelteMap<string, OpenDoc>();
+  project = $state<Project>()!;
+  terminals = $state<TerminalModel[]>([]);
+  ports = $state<Port[]>([]);
+  mainPort = $state<number | null>(null);
+  durability = $state<Durability | null>(null);
+  worker = $state<Connection>({ kind: 'connecting' });
+  runner = $state<Connection>({ kind: 'connecting' });
+  cursor = $state<{ line: number; column: number; selected: number } | null>(null);
+  lost = $state(false);
+  unsynced = $derived([...this.docs.values()].some((d) => d.unsynced));
+  #events: Socket[] = [];
+  #poll: ReturnType<typeof setTimeout> | undefined;
+  #closed = false;
+
+  constructor(
+    project: Project,
+    readonly me: string,
+  ) {
+    this.project = project;
+    this.api = new WorkspaceApi(project.id);
+    this.layout = new LayoutStore(project.id);
+    this.files = new FilesStore(this.api);
+    this.presence = new PresenceStore(this.api.ws, me, project.role);
+    this.run = new RunStore(this.api, this.editor);
+    this.#events = [
+      new Socket(() => `${this.api.ws}/api/worker/events`, this.#listener('worker')),
+      new Socket(() => `${this.api.ws}/api/events`, this.#listener('runner')),
+    ];
+    void this.files.load('').then(() => this.#first());
+    void this.api.terminals().then(
+      (all) => (this.terminals = all),
+      () => undefined,
+    );
+  }
+
+  get role(): Role {
+    return this.project.role;
+  }
+
+  get editor(): boolean {
+    return this.project.role !== 'viewer';
+  }
+
+  doc(path: string): OpenDoc {
+    let found = this.docs.get(path);
+    if (!found) {
+      found = new OpenDoc(this.api, path, this.me);
+      this.docs.set(path, found);
+    }
+    return found;
+  }
+
+  open(path: string): void {
+    this.layout.open(path);
+    void this.files.reveal(path);
+  }
+
+  close(path: string): void {
+    this.layout.close(path);
+    this.docs.get(path)?.destroy();
+    this.docs.delete(path);
+  }
+
+  async rename(from: string, to: string): Promise<void> {
+    if (from === to) return;
+    try {
+      await this.api.rename(from, to);
+      this.#moved(from, to);
+      this.files.changed([{ path: from, kind: 'moved', to }]);
+    } catch (e) {
+      toasts.say(words(e), 'bad');
+    }
+  }
+
+  async newTerminal(): Promise<void> {
+    try {
+      const made = await this.api.newTerminal();
+      if (!this.terminals.some((t) => t.name === made.name)) this.terminals = [...this.terminals, made];
+      this.layout.showPanel(made.name);
+    } catch (e) {
+      toasts.say(words(e), 'bad');
+    }
+  }
+
+  async closeTerminal(name: string): Promise<void> {
+    try {
+      await this.api.closeTerminal(name);
+      this.#setTerminals(this.terminals.filter((t) => t.name !== name));
+    } catch (e) {
+      toasts.say(words(e), 'bad');
+    }
+  }
+
+  retry(): void {
+    for (const s of this.#events) s.retry();
+    for (const d of this.docs.values()) d.retry();
+  }
+
+  destroy(): void {
+    this.#closed = true;
+    clearTimeout(this.#poll);
+    for (const s of this.#events) s.close();
+    for (const d of this.docs.values()) d.destroy();
+    this.run.destroy();
+    this.presence.destroy();
+  }
+
+  #listener(which: 'worker' | 'runner'): ConstructorParameters<typeof Socket>[1] {
+    let before = false;
+    return {
+      open: () => {
+        this[which] = { kind: 'connected' };
+        this.lost = false;
+        if (before) {
+          if (which === 'worker') void this.files.refresh();
+          for (const d of this.docs.values()) d.retry();
+          if (which === 'runner') void this.run.attach(false);
+        }
+        before = true;
+      },
+      message: (data) => this.#event(data),
+      down: (event, wait) => {
+        if (this.#closed) return;
+        if (event.code === 4403) this[which] = { kind: 'denied' };
+        else this[which] = wait === null ? { kind: 'connecting' } : { kind: 'waiting', until: Date.now() + wait };
+        this.#check();
+      },
+    };
+  }
+
+  /** A socket fell: has the workspace stopped, or only the way to it? */
+  #check(): void {
+    clearTimeout(this.#poll);
+    this.#poll = setTimeout(async () => {
+      if (this.#closed || (this.worker.kind === 'connected' && this.runner.kind === 'connected')) return;
+      try {
+        this.project = await hub.project(this.project.id);
+        this.lost = false;
+        if (this.project.server.state === 'ready') this.retry();
+      } catch {
+        this.lost = true;
+      }
+      this.#check();
+    }, 1500);
+  }
+
+  #event(data: unknown): void {
+    if (typeof data !== 'string') return;
+    let e: Record<string, unknown>;
+    try {
+      e = JSON.parse(data) as Record<string, unknown>;
+    } catch {
+      return;
+    }
+    if (e['type'] === 'ports' && Array.isArray(e['ports'])) {
+      this.ports = (e['ports'] as Port[]).filter((p) => Number.isInteger(p?.port));
+      this.mainPort = typeof e['main'] === 'number' ? e['main'] : null;
+    } else if (e['type'] === 'kernels' && Array.isArray(e['kernels'])) this.run.kernels(e['kernels'] as KernelModel[]);
+    else if (e['type'] === 'terminals' && Array.isArray(e['terminals'])) this.#setTerminals(e['terminals'] as TerminalModel[]);
+    else if (e['type'] === 'files' && Array.isArray(e['changes'])) this.#changes(e['changes'] as FileChange[]);
+    else if (e['type'] === 'durability') this.durability = e as unknown as Durability;
+    else if (e['type'] === 'notice' && typeof e['message'] === 'string') {
+      toasts.say(e['message'].slice(0, 300), e['level'] === 'info' ? 'info' : 'bad');
+    }
+  }
+
+  #setTerminals(all: TerminalModel[]): void {
+    this.terminals = all;
+    const { panel } = this.layout;
+    if (panel !== 'output' && !all.some((t) => t.name === panel)) this.layout.panel = all.at(-1)?.name ?? 'output';
+  }
+
+  #changes(changes: FileChange[]): void {
+    this.files.changed(changes);
+    for (const c of changes) {
+      if (c.kind === 'moved' && c.to !== undefined) this.#moved(c.path, c.to);
+      if (c.kind === 'modified' || c.kind === 'created') {
+        const doc = this.docs.get(c.path);
+        if (doc && (doc.kind === 'image' || doc.kind === 'gone')) void doc.load();
+      }
+    }
+  }
+
+  #moved(from: string, to: string): void {
+    for (const path of [...this.docs.keys()]) {
+      const now = moved(path, from, to);
+      if (now === null) continue;
+      this.docs.get(path)?.destroy();
+      this.docs.delete(path);
+    }
+    for (const path of this.layout.tabs) if (isInside(path, from)) void this.files.reveal(moved(path, from, to) ?? path);
+    this.layout.moved(from, to);
+  }
+
+  /** A new project opens with what one would look at first. */
+  #first(): void {
+    if (!this.layout.fresh || this.layout.tabs.length) return;
+    const names = (this.files.folders.get('') ?? []).filter((e) => e.type !== 'directory').map((e) => e.name);
+    const first = [/^main\./, /^app\./, /^(index|server)\./, /^readme/i].map((r) => names.find((n) => r.test(n))).find(Boolean);
+    if (first) this.layout.open(first);
+  }
+}
