@@ -11,7 +11,7 @@ import sys
 from pod_runtime.protocol.config import ConfigError, WorkerConfig, listening_socket, read_config
 
 
-async def _run(config: WorkerConfig, listen: str) -> None:
+async def _run(config: WorkerConfig, listen: str) -> int:
     from pod_runtime.worker.app import Worker
 
     stop = asyncio.Event()
@@ -22,8 +22,12 @@ async def _run(config: WorkerConfig, listen: str) -> None:
     sock = listening_socket(listen)
     worker.serve(sock)
     logging.getLogger(__name__).info("worker listens on %s", sock.getsockname())
-    await stop.wait()
+    waits = [asyncio.create_task(event.wait()) for event in (stop, worker.persistence.fenced)]
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    for task in waits:
+        task.cancel()
     await worker.close()
+    return worker.exit_code()
 
 
 def main() -> None:
@@ -42,7 +46,7 @@ def main() -> None:
         sys.exit(f"codevo worker: {e}")
     # user code may link a FIFO or exceed a quota: writes fail with an error, they do not kill
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    asyncio.run(_run(config, args.listen))
+    sys.exit(asyncio.run(_run(config, args.listen)))
 
 
 if __name__ == "__main__":

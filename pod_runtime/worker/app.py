@@ -32,12 +32,19 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+#: The exit code that says: another worker has taken the log over, do not restart.
+EXIT_FENCED = 3
 #: Longest time for the last flush, seconds.
 LAST_FLUSH = 20.0
 
 
 class RunningPersistence(Persistence, Protocol):
-    """`ports.Persistence` with its life, as the application drives it."""
+    """`ports.Persistence` with its life, as the application drives it.
+
+    ``fenced`` is set when another worker has taken the log over: this one has to end.
+    """
+
+    fenced: asyncio.Event
 
     async def open(self, progress: Callable[[int, str], None]) -> None:
         """Restore the workspace and take the log over. ``progress(percent, message)``."""
@@ -52,14 +59,17 @@ class RunningPersistence(Persistence, Protocol):
         """The last flush, and the end."""
 
 
-MakePersistence = Callable[[WorkerConfig, Root, LiveDocuments], RunningPersistence]
+Notice = Callable[[str, str], None]
+MakePersistence = Callable[[WorkerConfig, Root, LiveDocuments, Notice], RunningPersistence]
 
 
-def make_persister(config: WorkerConfig, root: Root, documents: LiveDocuments) -> RunningPersistence:
+def make_persister(
+    config: WorkerConfig, root: Root, documents: LiveDocuments, notice: Notice
+) -> RunningPersistence:
     """The real one, imported late: its S3 client is the largest part of the worker's memory."""
     from pod_runtime.worker.persistence import Persister
 
-    persister: RunningPersistence = Persister(config, root, documents)
+    persister: RunningPersistence = Persister(config, root, documents, notice=notice)
     return persister
 
 
@@ -78,7 +88,7 @@ class Worker:
         self.documents = LiveDocuments(config, self.root, self.events)
         self.checkpoints = Checkpoints(Path(config.state) / "checkpoints")
         self.presence = PresenceRoom()
-        self.persistence = make_persistence(config, self.root, self.documents)
+        self.persistence = make_persistence(config, self.root, self.documents, self.events.notice)
         self.sockets: set[_Socket] = set()
         self.clients: set[asyncio.Task[None]] = set()
         self._watcher = Watcher(self.root, self.events, self._files_changed)
@@ -102,7 +112,7 @@ class Worker:
             self.persistence.subscribe(lambda status: self.events.send(self.durability_event()))
             self.persistence.start()
             self.documents.start()
-            self._watcher.start()
+            await self._watcher.start()
             self.state, self.percent, self.message = "ready", 100, "Ready"
         except Exception as e:
             log.exception("the workspace could not be opened")
@@ -142,6 +152,10 @@ class Worker:
                     await self._server.close_all_connections()
         self.root.close()
 
+    def exit_code(self) -> int:
+        """Of the process: `EXIT_FENCED` when another worker has taken over."""
+        return EXIT_FENCED if self.persistence.fenced.is_set() else 0
+
     # -- what handlers ask
 
     def why_not(self) -> str:
@@ -171,7 +185,12 @@ class Worker:
 
     # -- inside
 
-    async def _files_changed(self, changes: list[Change]) -> None:
+    async def _files_changed(self, changes: list[Change] | None) -> None:
+        if changes is None:
+            self.persistence.touched()
+            self.events.everything()
+            await self.documents.outside(self.documents.histories())
+            return
         paths = [path for _, path in changes]
         self.persistence.touched(*paths)
         self.events.files({"path": path, "kind": kind} for kind, path in changes)

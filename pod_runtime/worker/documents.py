@@ -140,14 +140,11 @@ class LiveDocuments:
 
     async def outside(self, paths: Iterable[str]) -> None:
         """These files changed on disk, or vanished."""
-        for path in paths:
-            document = self._open.get(path)
-            if document is not None:
-                if not self._root.exists(path):
-                    await asyncio.sleep(GRACE)
-                await self._save_now(document)
-            elif path in self._store and not self._root.exists(path):
-                self._grace(path)
+        wanted = set(paths)
+        gone = [p for p in wanted & self._store.paths() if p not in self._open and not self._root.exists(p)]
+        for path in gone:
+            self._grace(path)
+        await asyncio.gather(*(self._look(d) for p, d in list(self._open.items()) if p in wanted))
 
     @contextlib.asynccontextmanager
     async def removing(self, path: str) -> AsyncIterator[None]:
@@ -254,6 +251,11 @@ class LiveDocuments:
         path = document.path
         self._versions[path] = self._versions.get(path, 0) + 1
         self.on_touched(path)
+
+    async def _look(self, document: Document) -> None:
+        if not self._root.exists(document.path):
+            await asyncio.sleep(GRACE)
+        await self._save_now(document)
 
     async def _save_now(self, document: Document) -> None:
         try:

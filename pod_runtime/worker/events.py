@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any
 
 Event = dict[str, Any]
 #: Events that a listener may be behind before it is dropped (it reconnects and reads anew).
@@ -67,11 +67,15 @@ class Events:
         """``[{path, kind: created|modified|deleted|moved, to?}]``."""
         listed = list(changes)
         if len(listed) > MAX_CHANGES:
-            self.send({"type": "files", "changes": [], "truncated": True})
+            self.everything()
         elif listed:
             self.send({"type": "files", "changes": listed})
 
-    def notice(self, level: Literal["info", "warning", "error"], message: str) -> None:
+    def everything(self) -> None:
+        """Anything may have changed: pages list anew."""
+        self.send({"type": "files", "changes": [], "truncated": True})
+
+    def notice(self, level: str, message: str) -> None:
         self.send({"type": "notice", "level": level, "message": message})
 
     def close(self) -> None:

@@ -279,6 +279,12 @@ class Root:
             os.close(fd)
 
     @contextlib.contextmanager
+    def folder(self, path: str) -> Iterator[int]:
+        """An ``O_PATH`` descriptor of a folder, closed at the end of the context."""
+        with _clear_errors(path), self._folder(check_path(path)) as fd:
+            yield fd
+
+    @contextlib.contextmanager
     def _parent(self, path: str) -> Iterator[tuple[int, str]]:
         parts = check_path(path)
         if not parts:

@@ -1,103 +1,154 @@
-"""Tells what changes in /workspace: by inotify through watchfiles, or by polling where inotify gives out."""
+"""Tells what changes in /workspace: by inotify, or by polling with a notice where inotify gives out."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
-import os
+import time
 from collections.abc import Awaitable, Callable
-from typing import Literal
 
 from pod_runtime.worker.events import Events
-from pod_runtime.worker.safefs import TEMP_PREFIX, Kind, Root, is_temporary, kind_of
+from pod_runtime.worker.inotify import ChangeKind, Inotify, Overflow, unwatched
+from pod_runtime.worker.safefs import Kind, Root
 
 log = logging.getLogger(__name__)
 
-Change = tuple[Literal["created", "modified", "deleted"], str]
-#: Milliseconds in which events are gathered: one batch after ``_STEP`` of quiet, at most ``_DEBOUNCE``.
-_DEBOUNCE, _STEP = 400, 50
-_POLL = 2_000
-_KINDS: dict[int, Literal["created", "modified", "deleted"]] = {1: "created", 2: "modified", 3: "deleted"}
+Change = tuple[ChangeKind, str]
+#: Seconds of quiet that end a batch, and the longest that a batch gathers.
+_QUIET, _LONGEST = 0.05, 0.4
+#: Most paths in a batch; beyond it anything counts as changed.
+MAX_BATCH = 10_000
+#: Seconds between two looks when polling, and how many times the length of a look at least.
+_POLL, _POLL_FACTOR = 2.0, 10
+
+_Seen = dict[str, tuple[int, int, int]]
 
 
 class Watcher:
-    """``changed(changes)`` is awaited for each batch, paths relative to the root."""
+    """``changed(changes)`` is awaited for each batch, with None when anything may have changed.
+
+    Changes of our own making come too; those who listen compare contents.
+    """
 
     def __init__(
-        self, root: Root, events: Events, changed: Callable[[list[Change]], Awaitable[None]]
+        self,
+        root: Root,
+        events: Events,
+        changed: Callable[[list[Change] | None], Awaitable[None]],
+        *,
+        inotify: bool = True,
     ) -> None:
-        self._root, self._events, self._changed = root, events, changed
-        self._stop = asyncio.Event()
+        self._root, self._events, self._changed, self._use_inotify = root, events, changed, inotify
         self._task: asyncio.Task[None] | None = None
-        self.ready = asyncio.Event()
 
-    def start(self) -> None:
-        self._task = asyncio.create_task(self._run(), name="watcher")
+    async def start(self) -> None:
+        """Returns when changes made from now on will be seen."""
+        watching = asyncio.Event()
+        self._task = asyncio.create_task(self._run(watching), name="watcher")
+        await watching.wait()
 
     async def close(self) -> None:
-        self._stop.set()
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
 
-    async def _run(self) -> None:
-        polling = False
-        while not self._stop.is_set():
+    async def _run(self, watching: asyncio.Event) -> None:
+        if self._use_inotify:
             try:
-                await self._watch(polling)
+                await self._watch(watching)
             except OSError as e:
-                # watchfiles raises when inotify has no watches or instances left (ENOSPC, EMFILE)
-                log.warning("watching files failed: %s", e)
-                if not polling:
-                    self._events.notice(
-                        "warning", "This machine is out of file watches: changes show with a delay"
-                    )
-                polling = True
-                await asyncio.sleep(1)
+                log.warning("inotify gave out: %s", e)
+                self._events.notice(
+                    "warning", "This machine is out of file watches: changes show with a delay"
+                )
+                # between the two nobody looked
+                await self._tell(None)
+        await self._poll(watching)
 
-    async def _watch(self, polling: bool) -> None:
-        from watchfiles import awatch
+    async def _watch(self, watching: asyncio.Event) -> None:
+        inotify = Inotify(self._root)
+        loop = asyncio.get_running_loop()
+        readable = asyncio.Event()
+        try:
+            await asyncio.to_thread(inotify.add_tree)
+            loop.add_reader(inotify.fd, readable.set)
+            watching.set()
+            while True:
+                await readable.wait()
+                await self._tell(await self._batch(inotify, readable))
+        finally:
+            loop.remove_reader(inotify.fd)
+            inotify.close()
 
-        base = os.path.realpath(self._root.path)
-        prefix = base + "/"
-        changes = awatch(
-            base,
-            watch_filter=lambda _, path: TEMP_PREFIX not in path,
-            debounce=_DEBOUNCE,
-            step=_STEP,
-            stop_event=self._stop,
-            force_polling=polling,
-            poll_delay_ms=_POLL,
-            ignore_permission_denied=True,
-            yield_on_timeout=True,
-            rust_timeout=5_000,
-        )
-        self.ready.set()
-        async for batch in changes:
-            found: dict[str, Literal["created", "modified", "deleted"]] = {}
-            for kind, path in sorted(batch, key=lambda c: c[0]):
-                if path.startswith(prefix) and not is_temporary(path):
-                    found[path[len(prefix) :]] = _KINDS[int(kind)]
-            if found:
-                try:
-                    await self._changed([(kind, path) for path, kind in self._settled(found)])
-                except Exception:
-                    log.exception("handling of changed files failed")
-
-    def _settled(
-        self, found: dict[str, Literal["created", "modified", "deleted"]]
-    ) -> list[tuple[str, Literal["created", "modified", "deleted"]]]:
-        """What a batch came to: a rename over a file shows as deleted, and folders' times are no change."""
-        settled: list[tuple[str, Literal["created", "modified", "deleted"]]] = []
-        for path, kind in found.items():
+    async def _batch(self, inotify: Inotify, readable: asyncio.Event) -> list[Change] | None:
+        found: dict[str, ChangeKind] = {}
+        lost = False
+        deadline = time.monotonic() + _LONGEST
+        while True:
+            readable.clear()
             try:
-                st = self._root.lstat(path)
-            except (OSError, ValueError):
-                settled.append((path, "deleted"))
-                continue
-            if kind == "modified" and kind_of(st) is Kind.DIRECTORY:
-                continue
-            settled.append((path, "modified" if kind == "deleted" else kind))
-        return settled
+                # shielded: the descriptor must not be closed under the thread's feet
+                more = await _finish(asyncio.to_thread(inotify.read))
+            except Overflow:
+                lost = True
+                more = {}
+            for path, kind in more.items():
+                if kind == "modified" and found.get(path) == "created":
+                    continue
+                if kind == "created" and found.get(path) == "deleted":
+                    kind = "modified"
+                found[path] = kind
+            lost = lost or len(found) > MAX_BATCH
+            if lost:
+                found.clear()
+            left = deadline - time.monotonic()
+            try:
+                async with asyncio.timeout(max(0.0, min(_QUIET, left))):
+                    await readable.wait()
+            except TimeoutError:
+                return None if lost else [(kind, path) for path, kind in found.items()]
+
+    async def _poll(self, watching: asyncio.Event) -> None:
+        seen = await asyncio.to_thread(self._look)
+        watching.set()
+        took = 0.0
+        while True:
+            await asyncio.sleep(max(_POLL, _POLL_FACTOR * took))
+            started = time.monotonic()
+            now = await asyncio.to_thread(self._look)
+            took = time.monotonic() - started
+            changes: list[Change] = [("deleted", path) for path in seen if path not in now]
+            for path, key in now.items():
+                if path not in seen:
+                    changes.append(("created", path))
+                elif seen[path] != key:
+                    changes.append(("modified", path))
+            seen = now
+            await self._tell(None if len(changes) > MAX_BATCH else changes)
+
+    def _look(self) -> _Seen:
+        found: _Seen = {}
+        for entry in self._root.walk(skip=lambda e: e.kind is Kind.DIRECTORY and unwatched(e.path)):
+            st = entry.stat
+            folder = entry.kind is Kind.DIRECTORY
+            found[entry.path] = (st.st_ino, 0, 0) if folder else (st.st_ino, st.st_size, st.st_mtime_ns)
+        return found
+
+    async def _tell(self, changes: list[Change] | None) -> None:
+        if changes is None or changes:
+            try:
+                await self._changed(changes)
+            except Exception:
+                log.exception("handling of changed files failed")
+
+
+async def _finish(work: Awaitable[dict[str, ChangeKind]]) -> dict[str, ChangeKind]:
+    """Await ``work`` to its end even when cancelled meanwhile."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise

@@ -32,6 +32,7 @@ class CountingPersistence:
     hold: bool = False
     fail: str | None = None
     closed: bool = False
+    fenced: asyncio.Event = field(default_factory=asyncio.Event)
     error: str | None = None
 
     async def open(self, progress: Callable[[int, str], None]) -> None:
