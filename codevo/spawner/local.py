@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import compileall
 import contextlib
 import ipaddress
 import json
@@ -114,6 +115,9 @@ class LocalSpawner(Spawner):
             await self._probe(self._installation.tools)
             if not self._installation.tools["slirp4netns"]:
                 self.warning = "Programs have no network: slirp4netns is missing (apt install slirp4netns)."
+        if not sys.dont_write_bytecode:
+            # of an editable install nobody else compiles it, and the sandboxes cannot: starts would be slow
+            await asyncio.to_thread(compileall.compile_dir, Path(pod_runtime.__file__).parent, quiet=2)
         gate = asyncio.Semaphore(_ADOPT_AT_ONCE)
 
         async def adopt(project: str) -> None:
@@ -338,6 +342,8 @@ class LocalSpawner(Spawner):
         answer = json.loads(line) if line else {"error": "the supervisor died; see supervisor.log"}
         if "error" in answer:
             raise SpawnError(f"The workspace could not be started: {answer['error']}")
+        for warning in answer["warnings"]:
+            self.log.warning("%s: %s", spec.project, warning)
 
     async def stop(self, project: str, *, grace: float = 30.0) -> None:
         self._places(project)

@@ -26,6 +26,8 @@ class Member:
         self.lines = Lines(log, name)
         self.restarts = 0
         self.crashes: list[float] = []
+        self.exit_code = 0
+        self.paused = False
         self.pid = 0
         self.pidfd = -1
         self.output = -1
@@ -78,17 +80,17 @@ class Member:
                 with contextlib.suppress(OSError):
                     os.kill(self.init, signal.SIGKILL)
 
-    def read(self) -> bool:
-        """Take in what it wrote; False at the end of its output."""
+    def read(self) -> int:
+        """Take in what it wrote; gives how many bytes, 0 at the end of its output."""
         try:
             data = os.read(self.output, 65536)
         except BlockingIOError:
-            return True
+            return 1
         self.lines.feed(data)
-        return bool(data)
+        return len(data)
 
     def reap(self) -> str:
-        """After its exit: collect it and say how it ended, in words."""
+        """After its exit: collect it and say how it ended, in words; the number is in ``exit_code``."""
         _, status = os.waitpid(self.pid, 0)
         self._reap_init()
         while self.output >= 0 and self._drain():
@@ -101,6 +103,7 @@ class Member:
         self.pid = self.init = self._program = 0
         self.pidfd = self._program_fd = -1
         code = os.waitstatus_to_exitcode(status)
+        self.exit_code = code
         return f"killed by signal {-code}" if code < 0 else f"exit code {code}"
 
     def _reap_init(self) -> None:

@@ -23,6 +23,11 @@ _RUNNER_GRACE = 4.0
 _GRACE_DEFAULT = 30.0
 _GRACE_MAX = 300.0
 _DEATH_SECONDS = 10.0
+# The worker's exit code for: another worker has taken over (pod_runtime.worker.persistence). Never restarted.
+_FENCED = 3
+# Who writes this much at once waits a moment before more is read: a flood of lines costs the host little.
+_FLOOD = 32768
+_FLOOD_PAUSE = 0.01
 
 
 class Supervisor:
@@ -98,7 +103,7 @@ class Supervisor:
             watch(client.fileno(), lambda c=client: self._on_client(c))  # type: ignore[misc]
         for member in self._members():
             watch(member.pidfd, lambda m=member: self._on_exit(m))  # type: ignore[misc]
-            if member.output >= 0:
+            if member.output >= 0 and not member.paused:
                 watch(member.output, lambda m=member: self._on_output(m))  # type: ignore[misc]
         due = min((at for at, _ in self._timers.values()), default=None)
         timeout = None if due is None else max(0.0, due - time.monotonic()) * 1000 + 1
@@ -116,8 +121,14 @@ class Supervisor:
         self._timers[name] = (time.monotonic() + seconds, action)
 
     def _on_output(self, member: Member) -> None:
-        if member.output >= 0 and not member.read():
+        if member.output < 0:
+            return
+        size = member.read()
+        if not size:
             member.close_output()
+        elif size > _FLOOD:
+            member.paused = True
+            self._later(f"{member.name}-output", _FLOOD_PAUSE, lambda: setattr(member, "paused", False))
 
     def _on_signal(self) -> None:
         if os.read(self._wakeup, 64).strip(bytes([signal.SIGCHLD])):
@@ -155,6 +166,10 @@ class Supervisor:
             self._restart_later(member, how)
 
     def _restart_later(self, member: Member, how: str) -> None:
+        if member is self._workspace.worker and member.exit_code == _FENCED:
+            self._kill_all()
+            self._change("failed", "the workspace was started somewhere else, and this copy of it has ended")
+            return
         delay = member.crashed(time.monotonic())
         if member is self._workspace.helper:
             if self._workspace.connected and delay is not None:

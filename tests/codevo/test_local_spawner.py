@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -169,6 +170,18 @@ async def test_a_worker_that_keeps_crashing_is_a_failure_with_its_last_words(loc
     (tmp_path / f"workspaces/{P}/workspace/crash-worker").unlink()
     address = await local.start(spec(P, 2), silent)
     assert (await ask(address.worker))["config"]["generation"] == 2
+
+
+async def test_a_fenced_worker_is_not_started_again(local, tmp_path: Path) -> None:
+    address = await local.start(spec(P), silent)
+    await ask(address.worker)
+    events = local.events()
+    with contextlib.suppress(ValueError):
+        await ask(address.worker, eval="os._exit(3)")
+    failed = await asyncio.wait_for(anext(events), 20)
+    assert failed.state is ServerState.FAILED
+    assert "somewhere else" in failed.reason
+    assert (await local.poll(P)).pids.keys() == {"supervisor"}
 
 
 async def test_the_supervisors_death_takes_everything_and_is_an_event(local) -> None:

@@ -56,7 +56,7 @@ asyncio.run(main())
 
 def _runs() -> bool:
     command = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", PYTHON, "-c"]
-    check = f"import sys; sys.path += [{str(ROOT)!r}, {SITE!r}]; import traitlets, codevo; from enum import StrEnum"
+    check = f"import sys; sys.path += [{str(ROOT)!r}, {SITE!r}]\nimport traitlets\nfrom enum import StrEnum"
     try:
         return subprocess.run([*command, check], capture_output=True, cwd="/").returncode == 0
     except FileNotFoundError:
