@@ -59,6 +59,8 @@ class _Server:
     log: ProgressLog
     generation: int = 0
     address: PodAddress | None = None
+    #: When it was started, for one that a hub before us has started.
+    adopted: datetime | None = None
     task: asyncio.Task[None] | None = None
     start_again: bool = False
     settled: asyncio.Event = field(default_factory=asyncio.Event)
@@ -290,9 +292,10 @@ class ServerManager(LoggingConfigurable):
         percent: int = 0,
         message: str = "",
         reason: str = "",
+        since: datetime | None = None,
     ) -> None:
         old = server.status
-        since = old.since if old.state is state else datetime.now(UTC)
+        since = since or (old.since if old.state is state else datetime.now(UTC))
         status = ServerStatus(state, since, percent, message[:MAX_TEXT], reason[:MAX_TEXT])
         if status == old and not server.log.empty:
             return
@@ -309,7 +312,7 @@ class ServerManager(LoggingConfigurable):
             log.info("server %s: %s → %s %s", server.project, old.state, state, reason)
 
     def _begin(self, server: _Server) -> None:
-        server.start_again = False
+        server.start_again, server.adopted = False, None
         if server.log.closed:
             server.log = ProgressLog()
         self._set(server, ServerState.STARTING, message="Starting")
@@ -340,7 +343,8 @@ class ServerManager(LoggingConfigurable):
             if server.task is not asyncio.current_task():
                 return  # a spawner that does not hear of its cancellation
             server.task = None
-            self._set(server, ServerState.READY, percent=100, message="Ready")
+            since = server.adopted or datetime.now(UTC)
+            self._set(server, ServerState.READY, percent=100, message="Ready", since=since)
 
     async def _bring_up(self, server: _Server, watchdog: Watchdog) -> None:
         self._set(server, ServerState.STARTING, percent=2, message="Preparing the workspace")
@@ -433,7 +437,9 @@ class ServerManager(LoggingConfigurable):
 
     def _adopt(self, project: str, owner: str, found: WorkspaceStatus) -> None:
         status = ServerStatus(ServerState.STOPPED, found.started)
-        server = _Server(project, owner, status, ProgressLog(), found.generation, found.address)
+        server = _Server(
+            project, owner, status, ProgressLog(), found.generation, found.address, adopted=found.started
+        )
         self._servers[project] = server
         if found.state is ServerState.FAILED or found.address is None:
             reason = found.reason or "The workspace was not running any more when the hub came back."

@@ -150,7 +150,7 @@ class FakeRecords:
         return self.generation
 
     async def owners(self, projects: Iterable[str]) -> dict[str, str]:
-        return dict.fromkeys(projects, "ann")
+        return {p: "ann" for p in projects if p not in self.gone}
 
     async def record_activity(self, project: str, when: datetime) -> None:
         self.activity[project] = when

@@ -31,9 +31,12 @@ WAIT = 15.0
 
 @asynccontextmanager
 async def managing(
-    spawner: FakeSpawner | None = None, pods: FakePods | None = None, **traits: Any
+    spawner: FakeSpawner | None = None,
+    pods: FakePods | None = None,
+    records: FakeRecords | None = None,
+    **traits: Any,
 ) -> AsyncIterator[tuple[ServerManager, FakeSpawner, FakePods, FakeRecords]]:
-    spawner, pods, records = spawner or FakeSpawner(), pods or FakePods(), FakeRecords()
+    spawner, pods, records = spawner or FakeSpawner(), pods or FakePods(), records or FakeRecords()
     manager = ServerManager(
         spawner=spawner, records=records, pods=pods, stores=FakeStores(), public_key="k", **traits
     )
@@ -306,9 +309,20 @@ async def test_what_runs_is_adopted() -> None:
     spawner.add("ill", state=S.FAILED)
     async with managing(spawner) as (manager, _, _, _):
         assert all(manager.status(f"p{n}").state is S.READY for n in range(20))
+        assert manager.status("p3").since == spawner.running["p3"].started
         assert manager.address("p3") == spawner.running["p3"].address
         assert spawner.starts == [] and manager.running("ann") == 20
         assert manager.status("ill").state is S.FAILED
+
+
+async def test_what_runs_for_a_deleted_project_is_stopped() -> None:
+    spawner, pods, records = FakeSpawner(), FakePods(), FakeRecords()
+    spawner.add("p")
+    spawner.add("gone")
+    records.gone.add("gone")
+    async with managing(spawner, pods, records) as (manager, _, _, _):
+        await until(lambda: set(spawner.running) == {"p"})
+        assert manager.status("p").state is S.READY and spawner.stops == ["gone"]
 
 
 async def test_adoption_does_not_wait_for_a_restore() -> None:
