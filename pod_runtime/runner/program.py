@@ -18,7 +18,14 @@ from pod_runtime.runner import project
 from pod_runtime.runner.dependencies import Dependencies
 from pod_runtime.runner.kernel import Kernel, Mailbox, Record
 from pod_runtime.runner.messages import PROTOCOL_VERSION, Request
-from pod_runtime.runner.run import INTERRUPT_GRACE, MARKER, TERMINATE_GRACE, Command, end_processes
+from pod_runtime.runner.run import (
+    INTERRUPT_GRACE,
+    MARKER,
+    TERMINATE_GRACE,
+    Command,
+    end_processes,
+    stream_environment,
+)
 
 log = logging.getLogger(__name__)
 
@@ -293,7 +300,7 @@ class ProgramKernel(Kernel):
                 await self._until_stopped(self._dependencies.wait())
             if not self._stop.is_set() and not (root / "node_modules").is_dir():
                 commands.insert(0, "npm install --no-audit --no-fund")
-        env = {**base, "PYTHONUNBUFFERED": "1", "PORT": str(plan.port), **plan.env}
+        env = {**base, **stream_environment(), "PORT": str(plan.port), **plan.env}
         name, _, value = self.marker.partition("=")
         env[name] = value
         result: int | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import stat
@@ -34,6 +35,8 @@ _LANGUAGES = {
     ".lua": "lua {}",
     ".r": "Rscript {}",
 }
+_NODE = re.compile(r"\b(?:npm|npx|node|yarn|pnpm|vite|next|tsx)\b")
+_INSTALLS = re.compile(r"\b(?:npm|pnpm|yarn) (?:install|i|ci|add)\b")
 
 
 class ProjectError(ValueError):
@@ -177,6 +180,15 @@ def _workspace_file(root: Path, code: str) -> str | None:
     return None
 
 
+def _needs_dependencies(root: Path, commands: tuple[str, ...]) -> bool:
+    """Whether a Node project's commands want packages that are not there and that they do not install."""
+    joined = "\n".join(commands)
+    if not _NODE.search(joined) or _INSTALLS.search(joined) or (root / "node_modules").is_dir():
+        return False
+    package = _package(root)
+    return bool(package.get("dependencies") or package.get("devDependencies"))
+
+
 def plan(root: Path, code: str, search: str | None) -> Plan:
     """What ``code`` asks for: nothing = the project, a file's name = that file, else a shell command.
 
@@ -186,17 +198,9 @@ def plan(root: Path, code: str, search: str | None) -> Plan:
     if not code.strip():
         commands = (found.command,) if found.command else _guess(root, search)
         commands = (found.build, *commands) if found.build else commands
-        node = (root / "package.json").is_file()
-        if (
-            node
-            and not (root / "node_modules").is_dir()
-            and any(_package(root).get(k) for k in _DEPENDENCIES)
-        ):
+        if _needs_dependencies(root, commands):
             return Plan(commands, found.port, found.env, needs_dependencies=True)
     else:
         path = _workspace_file(root, code)
         commands = ((path and file_command(path, search)) or code,)
     return Plan(tuple(c for c in commands if c), found.port, found.env)
-
-
-_DEPENDENCIES = ("dependencies", "devDependencies")

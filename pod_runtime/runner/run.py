@@ -25,6 +25,25 @@ TERMINATE_GRACE = 2.0
 _QUIET = 0.2
 _READ_CALL = {"x86_64": 0, "aarch64": 63}.get(platform.machine(), 0)
 _PROMPT_ENDS = (":", "?", ">", "$", "]", ")", "=")
+#: coreutils' way to have C programs write line by line into a pipe, and show a prompt before they read.
+_LINE_BUFFERS = next(
+    (
+        p
+        for p in ("/usr/libexec/coreutils/libstdbuf.so", "/usr/lib/coreutils/libstdbuf.so")
+        if Path(p).exists()
+    ),
+    None,
+)
+
+
+def stream_environment() -> dict[str, str]:
+    """What makes programs show their output at once although it is no terminal that they write to."""
+    env = {"PYTHONUNBUFFERED": "1"}
+    if _LINE_BUFFERS is not None:
+        env |= {"LD_PRELOAD": _LINE_BUFFERS, "_STDBUF_O": "L", "_STDBUF_I": "L"}
+        # sanitizers want to be the first library, and may as well be the second
+        env["ASAN_OPTIONS"] = "verify_asan_link_order=0"
+    return env
 
 
 def waits_for_input(pid: int, pipe: os.stat_result) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -447,3 +448,42 @@ async def test_sigterm_ends_the_program(runner: Live) -> None:
 
 async def test_small_and_quick_to_start(runner: Live) -> None:
     assert runner.rss() < 48_000
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+async def test_c_program_shows_its_prompt_and_output_at_once(runner: Live) -> None:
+    (runner.workspace / "main.c").write_text(
+        '#include <stdio.h>\nint main(void) { char s[50]; printf("name? ");'
+        ' if (scanf("%49s", s) != 1) return 2;'
+        ' printf("hello %s\\n", s); if (scanf("%49s", s) != 1) return 2; return 0; }'
+    )
+    async with program(runner) as kernel:
+        await kernel.execute("")
+        assert "name? " in text_of(await kernel.until("input_request"))
+        await kernel.send("input_reply", {"value": "Ada"}, "stdin")
+        assert "hello Ada\n" in text_of(await kernel.until("input_request"))
+        await kernel.send("input_reply", {"value": "end"}, "stdin")
+        assert (await kernel.until("execute_reply"))[-1]["content"]["status"] == "ok"
+
+
+@pytest.mark.parametrize("subprotocol", ["", "v1.kernel.websocket.jupyter.org"])
+async def test_jupyter_kernel_client_runs_a_program(runner: Live, subprotocol: str) -> None:
+    from jupyter_kernel_client import JupyterKernelClient
+
+    def use() -> tuple[dict[str, Any], Any]:
+        with JupyterKernelClient(
+            server_url=f"http://127.0.0.1:{runner.port}",
+            token="unused",
+            headers=runner.headers(),
+            client_kwargs={"subprotocol": subprotocol or None},
+        ) as kernel:
+            reply = kernel.execute("echo from outside")
+            kernel.restart()
+            return reply, kernel.kernel_info
+
+    (runner.workspace / "x").touch()
+    reply, info = await asyncio.to_thread(use)
+    assert reply["status"] == "ok"
+    assert reply["outputs"] == [{"output_type": "stream", "name": "stdout", "text": "from outside\n"}]
+    assert info["implementation"] == "codevo-program"
+    assert (await runner.call("GET", "/api/kernels"))[1] == []
