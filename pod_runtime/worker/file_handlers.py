@@ -212,6 +212,12 @@ class FileHandler(_FilesHandler):
         with contents.errors(self._path):
             await self.blocking(self._upload.write, chunk)
 
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        if self.request.method == "PUT":
+            # the body may be unread, so the connection cannot be used again
+            self.set_header("Connection", "close")
+        super().write_error(status_code, **kwargs)
+
     def on_connection_close(self) -> None:
         self._abort()
 

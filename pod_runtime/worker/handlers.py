@@ -35,10 +35,16 @@ class WorkerHandler(PodHandler):
 
     def prepare(self) -> None:
         super().prepare()
-        self.set_header("X-Content-Type-Options", "nosniff")
         if self.worker.state != "ready" or (self.worker.stopping and self.request.method != "GET"):
-            self.set_header("Retry-After", "1")
             raise HTTPError(503, reason=self.worker.why_not())
+
+    def set_default_headers(self) -> None:
+        self.set_header("X-Content-Type-Options", "nosniff")
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        if status_code == 503:
+            self.set_header("Retry-After", "1")
+        super().write_error(status_code, **kwargs)
 
     def decode_argument(self, value: bytes, name: str | None = None) -> str:
         # parts of the path are file names, which may be any bytes
