@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any, TypeVar
 
 from bson import json_util
@@ -13,6 +14,7 @@ from bson.errors import BSONError
 from codevo.store.records import Page
 
 T = TypeVar("T")
+_JSON = json_util.JSONOptions(tz_aware=True)
 #: The longest page that anybody gets.
 MAX_LIMIT = 200
 
@@ -26,11 +28,11 @@ def decode_cursor(cursor: str) -> tuple[Any, str]:
     """Inverse of `encode_cursor`. Raises ``ValueError``."""
     try:
         raw = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
-        value, ident = json_util.loads(raw.decode(), json_util.JSONOptions(tz_aware=True))
-    except (binascii.Error, ValueError, TypeError, BSONError) as e:
+        value, ident = json_util.loads(raw.decode(), json_options=_JSON)
+    except (binascii.Error, ValueError, TypeError, AttributeError, KeyError, RecursionError, BSONError) as e:
         raise ValueError("cursor: not one that this server gave") from e
     # a cursor goes into a query: nothing but plain values may come out of it
-    if not isinstance(ident, str) or isinstance(value, dict | list):
+    if not isinstance(ident, str) or not isinstance(value, str | datetime | None):
         raise ValueError("cursor: not one that this server gave")
     return value, ident
 
