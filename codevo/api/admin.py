@@ -12,7 +12,7 @@ from codevo.api.needs import Route, body, needs
 from codevo.api.problems import Problem
 from codevo.api.users import user_json
 from codevo.api.workspaces import owner_of, translated
-from codevo.servers.manager import ServerEntry
+from codevo.servers import ServerEntry
 from codevo.spawner.base import ServerState, SpawnError
 from codevo.store import Project, User, rfc3339
 

@@ -28,7 +28,7 @@ from codevo.proxy.relay import TooManySockets
 from codevo.proxy.sockets import serve
 from codevo.proxy.websocket import BadHandshake, Upgraded, UpgradeRefused, wants_upgrade
 from codevo.proxy.workspace import GUEST, guest_subject
-from codevo.servers.manager import ServersBusy, TooManyRunning
+from codevo.servers import ServersBusy, TooManyRunning
 from codevo.servers.progress import ServerStatus
 from codevo.spawner.base import ServerState
 from codevo.store import Project, StoreUnavailable, Visibility

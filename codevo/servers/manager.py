@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,8 +14,9 @@ from traitlets.config import LoggingConfigurable
 
 from codevo.servers.health import ActivityPoll, StartFailed, Watchdog, wait_until_ready
 from codevo.servers.ports import PodCalls, ServerRecords, StoreConfigs
-from codevo.servers.progress import MAX_TEXT, SETTLED, ProgressLog, ServerStatus
+from codevo.servers.progress import ProgressLog, ServerStatus
 from codevo.servers.queue import StartQueue, Turn
+from codevo.servers.server import Server, ServerEntry, ServersBusy, TooManyRunning, stopped
 from codevo.spawner.base import (
     PodAddress,
     Progress,
@@ -35,45 +35,6 @@ _SPAWNED = 40
 _RESTORED = 95
 _CONCURRENT_LOOKS = 64
 _CONCURRENT_STOPS = 32
-
-
-class ServersBusy(Exception):
-    """So many servers are starting that the queue is full. ``retry_after`` is in seconds."""
-
-    def __init__(self, retry_after: int) -> None:
-        super().__init__("Too many projects are starting right now. Try again in a moment.")
-        self.retry_after = retry_after
-
-
-class TooManyRunning(Exception):
-    """The owner has as many running projects as one person may have; the text says so."""
-
-
-@dataclass(eq=False)
-class _Server:
-    """What the manager knows about one project's server. Changed by the manager only, on the loop."""
-
-    project: str
-    owner: str
-    status: ServerStatus
-    log: ProgressLog
-    generation: int = 0
-    address: PodAddress | None = None
-    #: When it was started, for one that a hub before us has started.
-    adopted: datetime | None = None
-    task: asyncio.Task[None] | None = None
-    start_again: bool = False
-    settled: asyncio.Event = field(default_factory=asyncio.Event)
-
-
-@dataclass(frozen=True, slots=True)
-class ServerEntry:
-    """A server as the administrators' list shows it."""
-
-    project: str
-    owner: str
-    generation: int
-    status: ServerStatus
 
 
 class ServerManager(LoggingConfigurable):
@@ -117,7 +78,7 @@ class ServerManager(LoggingConfigurable):
         self._pods = pods
         self._stores = stores
         self._public_key = public_key
-        self._servers: dict[str, _Server] = {}
+        self._servers: dict[str, Server] = {}
         self._queue = StartQueue(self.concurrent_starts, self.max_queue)
         self._looks = asyncio.Semaphore(_CONCURRENT_LOOKS)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -210,7 +171,7 @@ class ServerManager(LoggingConfigurable):
                 server.start_again = True
                 server.log.close()
                 server.log = ProgressLog()
-                self._set(server, ServerState.STOPPING, message="Waiting for the last session to be saved")
+                server.become(ServerState.STOPPING, message="Waiting for the last session to be saved")
             return server.status
         if server and server.status.state not in (ServerState.STOPPED, ServerState.FAILED):
             return server.status
@@ -222,7 +183,7 @@ class ServerManager(LoggingConfigurable):
             raise TooManyRunning(
                 f"{self.max_running} projects of one owner run already. Stop one of them to start another."
             )
-        server = _Server(project, owner, self._stopped(), ProgressLog())
+        server = Server(project, owner, stopped(), ProgressLog())
         self._servers[project] = server
         self._begin(server)
         return server.status
@@ -254,7 +215,7 @@ class ServerManager(LoggingConfigurable):
                 starting.cancel()  # now: after its next step it might say that it is ready
             if server.log.closed:
                 server.log = ProgressLog()
-            self._set(server, ServerState.STOPPING, message="Saving and stopping")
+            server.become(ServerState.STOPPING, message="Saving and stopping")
             server.task = asyncio.create_task(
                 self._stop(server, starting, self.stop_grace if grace is None else grace)
             )
@@ -280,59 +241,26 @@ class ServerManager(LoggingConfigurable):
 
     # -- changes of state ---------------------------------------------------------------------------------
 
-    @staticmethod
-    def _stopped() -> ServerStatus:
-        return ServerStatus(ServerState.STOPPED, datetime.now(UTC))
-
-    def _set(
-        self,
-        server: _Server,
-        state: ServerState,
-        *,
-        percent: int = 0,
-        message: str = "",
-        reason: str = "",
-        since: datetime | None = None,
-    ) -> None:
-        old = server.status
-        since = since or (old.since if old.state is state else datetime.now(UTC))
-        status = ServerStatus(state, since, percent, message[:MAX_TEXT], reason[:MAX_TEXT])
-        if status == old and not server.log.empty:
-            return
-        server.status = status
-        server.log.append(status)
-        if state in SETTLED:
-            server.log.close()
-            server.settled.set()
-        else:
-            server.settled.clear()
-        if state in (ServerState.STOPPED, ServerState.FAILED, ServerState.STOPPING):
-            server.address = None
-        if state is not old.state:
-            log.info("server %s: %s → %s %s", server.project, old.state, state, reason)
-
-    def _begin(self, server: _Server) -> None:
+    def _begin(self, server: Server) -> None:
         server.start_again, server.adopted = False, None
         if server.log.closed:
             server.log = ProgressLog()
-        self._set(server, ServerState.STARTING, message="Starting")
+        server.become(ServerState.STARTING, message="Starting")
 
         def tell(place: int) -> None:
             if server.status.state is ServerState.STARTING:
-                self._set(server, ServerState.STARTING, message=f"Waiting in line: place {place}")
+                server.become(ServerState.STARTING, message=f"Waiting in line: place {place}")
 
         turn = self._queue.join(tell)
         server.task = asyncio.create_task(self._start(server, turn))
         # here and not in the task: one that is cancelled before its first step has no "finally"
         server.task.add_done_callback(lambda _: self._queue.leave(turn))
 
-    async def _start(self, server: _Server, turn: Turn) -> None:
+    async def _start(self, server: Server, turn: Turn) -> None:
         await turn.granted.wait()
         await self._until_ready(server, self._bring_up)
 
-    async def _until_ready(
-        self, server: _Server, work: Callable[[_Server, Watchdog], Awaitable[None]]
-    ) -> None:
+    async def _until_ready(self, server: Server, work: Callable[[Server, Watchdog], Awaitable[None]]) -> None:
         """The task of one start or adoption: ends in ready or failed; who cancels it answers for it."""
         try:
             async with Watchdog(self.start_timeout) as watchdog:
@@ -344,10 +272,10 @@ class ServerManager(LoggingConfigurable):
                 return  # a spawner that does not hear of its cancellation
             server.task = None
             since = server.adopted or datetime.now(UTC)
-            self._set(server, ServerState.READY, percent=100, message="Ready", since=since)
+            server.become(ServerState.READY, percent=100, message="Ready", since=since)
 
-    async def _bring_up(self, server: _Server, watchdog: Watchdog) -> None:
-        self._set(server, ServerState.STARTING, percent=2, message="Preparing the workspace")
+    async def _bring_up(self, server: Server, watchdog: Watchdog) -> None:
+        server.become(ServerState.STARTING, percent=2, message="Preparing the workspace")
         try:
             server.generation = await self._records.next_generation(server.project)
         except LookupError as e:
@@ -369,23 +297,23 @@ class ServerManager(LoggingConfigurable):
         def progressed(step: Progress) -> None:
             if server.task is current and server.status.state is ServerState.STARTING:
                 percent = 5 + (_SPAWNED - 5) * min(max(step.percent, 0), 100) // 100
-                self._set(server, ServerState.STARTING, percent=percent, message=step.message)
+                server.become(ServerState.STARTING, percent=percent, message=step.message)
                 watchdog.fed()
 
         server.address = await self._spawner.start(spec, progressed)
         watchdog.fed()
         await self._restore(server, watchdog)
 
-    async def _restore(self, server: _Server, watchdog: Watchdog) -> None:
-        self._set(server, ServerState.RESTORING, percent=_SPAWNED, message="Restoring the files")
+    async def _restore(self, server: Server, watchdog: Watchdog) -> None:
+        server.become(ServerState.RESTORING, percent=_SPAWNED, message="Restoring the files")
 
         def progressed(percent: int, message: str) -> None:
             at = _SPAWNED + (_RESTORED - _SPAWNED) * percent // 100
-            self._set(server, ServerState.RESTORING, percent=at, message=message or "Restoring the files")
+            server.become(ServerState.RESTORING, percent=at, message=message or "Restoring the files")
 
         await wait_until_ready(self._pods, server.project, progressed, watchdog, self._looks)
 
-    def _reason(self, server: _Server, error: Exception) -> str:
+    def _reason(self, server: Server, error: Exception) -> str:
         """Why a start failed, in words for people."""
         if isinstance(error, SpawnError | StartFailed):
             return str(error) or "The workspace could not be started."
@@ -394,9 +322,9 @@ class ServerManager(LoggingConfigurable):
         log.error("server %s: the start broke", server.project, exc_info=error)
         return "The workspace could not be started because of an error in the hub. Try again."
 
-    async def _fail(self, server: _Server, reason: str) -> None:
+    async def _fail(self, server: Server, reason: str) -> None:
         """Clean up after a start that failed or a workspace that died, then say why."""
-        self._set(server, server.status.state, percent=server.status.percent, message="Cleaning up")
+        server.become(server.status.state, percent=server.status.percent, message="Cleaning up")
         server.address = None
         try:
             async with asyncio.timeout(15):
@@ -409,9 +337,9 @@ class ServerManager(LoggingConfigurable):
         if server.start_again and not self._closing:
             self._begin(server)
         else:
-            self._set(server, ServerState.FAILED, reason=reason)
+            server.become(ServerState.FAILED, reason=reason)
 
-    async def _stop(self, server: _Server, starting: asyncio.Task[None] | None, grace: float) -> None:
+    async def _stop(self, server: Server, starting: asyncio.Task[None] | None, grace: float) -> None:
         """The task of one stop. Ends in stopped, or failed when the spawner could not."""
         if starting is not None:
             await asyncio.gather(starting, return_exceptions=True)
@@ -427,9 +355,9 @@ class ServerManager(LoggingConfigurable):
         if server.start_again and not self._closing:
             self._begin(server)
         elif failure:
-            self._set(server, ServerState.FAILED, reason=failure)
+            server.become(ServerState.FAILED, reason=failure)
         else:
-            self._set(server, ServerState.STOPPED)
+            server.become(ServerState.STOPPED)
             if self._servers.get(server.project) is server:
                 del self._servers[server.project]
 
@@ -437,7 +365,7 @@ class ServerManager(LoggingConfigurable):
 
     def _adopt(self, project: str, owner: str, found: WorkspaceStatus) -> None:
         status = ServerStatus(ServerState.STOPPED, found.started)
-        server = _Server(
+        server = Server(
             project, owner, status, ProgressLog(), found.generation, found.address, adopted=found.started
         )
         self._servers[project] = server
@@ -485,14 +413,14 @@ class ServerManager(LoggingConfigurable):
             if server and same and project not in found and server.status.state is ServerState.READY:
                 self._died(server, "")
 
-    def _died(self, server: _Server, reason: str) -> None:
+    def _died(self, server: Server, reason: str) -> None:
         reason = reason or "The workspace ended unexpectedly. Start it again; saved work is kept."
         before = server.task
         if before is not None:
             before.cancel()
         if server.log.closed:
             server.log = ProgressLog()
-        self._set(server, ServerState.STOPPING, message="The workspace ended unexpectedly")
+        server.become(ServerState.STOPPING, message="The workspace ended unexpectedly")
 
         async def clean_up() -> None:
             if before is not None:
