@@ -77,7 +77,7 @@ class Kernels:
     def create(self, name: str | None) -> Kernel:
         """Start a kernel of the spec ``name`` (default ``program``). Raises `KernelError`."""
         if name not in (None, "", program.NAME):
-            raise KernelError(404, f"There is no kernel named {name!r} here")
+            raise KernelError(404, "There is no kernelspec of this name here")
         kernel: Kernel | None = self.program
         if kernel is None:
             kernel = ProgramKernel(self._config, self._dependencies, self._changed)

@@ -466,22 +466,26 @@ async def test_c_program_shows_its_prompt_and_output_at_once(runner: Live) -> No
         assert (await kernel.until("execute_reply"))[-1]["content"]["status"] == "ok"
 
 
-@pytest.mark.parametrize("subprotocol", ["", "v1.kernel.websocket.jupyter.org"])
+@pytest.mark.parametrize("subprotocol", ["DEFAULT", "V1"])
 async def test_jupyter_kernel_client_runs_a_program(runner: Live, subprotocol: str) -> None:
     from jupyter_kernel_client import JupyterKernelClient
+    from jupyter_kernel_client.wsclient import JupyterSubprotocol
 
     def use() -> tuple[dict[str, Any], Any]:
-        with JupyterKernelClient(
+        kernel = JupyterKernelClient(
             server_url=f"http://127.0.0.1:{runner.port}",
             token="unused",
             headers=runner.headers(),
-            client_kwargs={"subprotocol": subprotocol or None},
-        ) as kernel:
+            client_kwargs={"subprotocol": JupyterSubprotocol[subprotocol]},
+        )
+        kernel.start(name="program")
+        try:
             reply = kernel.execute("echo from outside")
             kernel.restart()
             return reply, kernel.kernel_info
+        finally:
+            kernel.stop()
 
-    (runner.workspace / "x").touch()
     reply, info = await asyncio.to_thread(use)
     assert reply["status"] == "ok"
     assert reply["outputs"] == [{"output_type": "stream", "name": "stdout", "text": "from outside\n"}]
