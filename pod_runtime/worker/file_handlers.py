@@ -187,6 +187,7 @@ class FileHandler(_FilesHandler):
     _upload: AtomicFile | None = None
     _path = ""
     _received = 0
+    _failure: ContentsError | None = None
     _existed = False
 
     def prepare(self) -> None:
@@ -195,6 +196,9 @@ class FileHandler(_FilesHandler):
             return
         self._path = contents.clean(self.path_args[0])
         limit = self.worker.config.max_workspace
+        length = self.request.headers.get("Content-Length", "0")
+        if not length.isdecimal() or int(length) > limit:
+            raise self._too_large()
         self.request.connection.set_max_body_size(limit)  # type: ignore[union-attr]
         with contents.errors(self._path):
             self._existed = self.worker.root.exists(self._path)
@@ -204,13 +208,21 @@ class FileHandler(_FilesHandler):
             self._upload = self.worker.root.create_atomic(self._path).__enter__()
 
     async def data_received(self, chunk: bytes) -> None:
+        # an error here would cut the connection without an answer: `put` answers, the rest is dropped
         if self._upload is None:
             return
         self._received += len(chunk)
-        if self._received > self.worker.config.max_workspace:
-            raise ContentsError(413, f"{self._path}: larger than the workspace may be")
-        with contents.errors(self._path):
-            await self.blocking(self._upload.write, chunk)
+        try:
+            if self._received > self.worker.config.max_workspace:
+                raise self._too_large()
+            with contents.errors(self._path):
+                await self.blocking(self._upload.write, chunk)
+        except ContentsError as e:
+            self._failure = e
+            self._abort()
+
+    def _too_large(self) -> ContentsError:
+        return ContentsError(413, f"{self._path}: larger than the workspace may be")
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         if self.request.method == "PUT":
@@ -223,6 +235,9 @@ class FileHandler(_FilesHandler):
 
     def on_finish(self) -> None:
         self._abort()
+        if self.request.method == "PUT":
+            # the next request of this connection is not a stream
+            self.request.connection.set_max_body_size(MAX_BODY)  # type: ignore[union-attr]
 
     def _abort(self) -> None:
         if self._upload is not None:
@@ -231,6 +246,8 @@ class FileHandler(_FilesHandler):
 
     async def put(self, raw: str) -> None:
         upload = self._upload
+        if self._failure is not None:
+            raise self._failure
         if upload is None:
             raise HTTPError(400, reason="The upload was interrupted")
         with contents.errors(self._path):
