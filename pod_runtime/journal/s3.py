@@ -8,7 +8,9 @@ done, try again), 404 for ``If-Match`` on a missing key (AWS; others say 412).
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
+import hashlib
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import datetime
@@ -135,16 +137,17 @@ class S3Store:
             extra["IfNoneMatch"] = "*"
         if if_match is not None:
             extra["IfMatch"] = if_match
+        sent = {**extra, "ContentMD5": await _md5(data)}
 
         async def once() -> str:
             if isinstance(data, Path):
                 with data.open("rb") as f:  # aiohttp reads it in a thread
                     answer = await self._client.put_object(
-                        Bucket=self._config.bucket, Key=self._key(key), Body=f, **extra
+                        Bucket=self._config.bucket, Key=self._key(key), Body=f, **sent
                     )
             else:
                 answer = await self._client.put_object(
-                    Bucket=self._config.bucket, Key=self._key(key), Body=data, **extra
+                    Bucket=self._config.bucket, Key=self._key(key), Body=data, **sent
                 )
             etag: str = answer["ETag"]
             return etag
@@ -163,6 +166,7 @@ class S3Store:
 
         async def send(data: bytes) -> None:
             number = len(parts) + 1
+            digest = await _md5(data)
 
             async def once() -> str:
                 answer = await self._client.upload_part(
@@ -171,6 +175,7 @@ class S3Store:
                     UploadId=upload,
                     PartNumber=number,
                     Body=data,
+                    ContentMD5=digest,
                 )
                 etag: str = answer["ETag"]
                 return etag
@@ -272,6 +277,25 @@ class S3Store:
 
 class _Refused(StoreError):
     """4xx: asking again will not help."""
+
+
+async def _md5(data: bytes | Path) -> str:
+    """Content-MD5. SeaweedFS keeps an empty object when a connection breaks between head and body, unless
+    this header lets it see that the body is not the one that was meant."""
+
+    def digest() -> str:
+        found = hashlib.md5(usedforsecurity=False)
+        if isinstance(data, Path):
+            with data.open("rb") as f:
+                while chunk := f.read(CHUNK):
+                    found.update(chunk)
+        else:
+            found.update(data)
+        return base64.b64encode(found.digest()).decode()
+
+    if isinstance(data, bytes) and len(data) < CHUNK:
+        return digest()
+    return await asyncio.to_thread(digest)
 
 
 def _backoff(failures: int) -> float:

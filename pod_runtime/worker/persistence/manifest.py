@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,6 +63,8 @@ class Manifest:
         self.docs: dict[str, Doc] = {}
         self.info: dict[str, str] = {}
         self._file = file
+        # a cancelled commit leaves its thread behind; SQLite does not survive a close under a running call
+        self._lock = threading.Lock()
         try:
             self._db = self._load()
         except (sqlite3.DatabaseError, ValueError):
@@ -126,6 +129,10 @@ class Manifest:
         _update(self.entries, delta.entries.items())
         _update(self.docs, delta.docs.items())
         self.info.update(texts)
+        with self._lock:
+            self._write(delta, texts)
+
+    def _write(self, delta: Delta, texts: Mapping[str, str]) -> None:
         self._db.execute("BEGIN")
         try:
             self._db.executemany("INSERT OR REPLACE INTO info VALUES (?, ?)", texts.items())
@@ -169,7 +176,8 @@ class Manifest:
         self.apply(delta, info)
 
     def close(self) -> None:
-        self._db.close()
+        with self._lock:
+            self._db.close()
 
 
 def _update(into: dict[str, T], items: Iterable[tuple[str, T | None]]) -> None:
