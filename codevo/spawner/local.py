@@ -31,7 +31,15 @@ from codevo.spawner.base import (
     WorkspaceStatus,
 )
 from codevo.spawner.local_client import SupervisorClient, fresh_status
-from codevo.spawner.local_spec import Installation, Limits, Places, find_tools, supervisor_spec
+from codevo.spawner.local_spec import (
+    Installation,
+    Limits,
+    Places,
+    find_tools,
+    runtime_paths,
+    supervisor_spec,
+    within,
+)
 from codevo.spawner.local_uids import UidTable, own
 
 _PROJECT = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
@@ -143,6 +151,13 @@ class LocalSpawner(Spawner):
             networks = [str(ipaddress.ip_network(n, strict=False)) for n in self.allow_networks]
         except ValueError as e:
             raise SpawnError(f"LocalSpawner.allow_networks: {e}") from e
+        shown = ["/usr", *self.extra_binds, *runtime_paths(Path(self.cache_dir).absolute())]
+        if self.sandbox != "none" and within(
+            str(self._root.resolve()), tuple(os.path.realpath(p) for p in shown)
+        ):
+            raise SpawnError(
+                f"The data directory {self.data_dir} lies where all sandboxes look; move it elsewhere."
+            )
         limits = Limits(
             self.memory_limit, self.pids_limit, self.cpu_limit, self.file_size_limit, self.tmpfs_limit
         )

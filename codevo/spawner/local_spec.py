@@ -76,7 +76,7 @@ def runtime_paths(cache: Path) -> list[str]:
         sys.prefix,
         sys.base_prefix,
         os.path.realpath(sys.base_prefix),
-        str(executable.resolve().parent.parent),
+        str(executable.resolve()),
         str(Path(pod_runtime.__file__).parent),
         *(str(p) for p in (cache / "toolbox", cache / "deps") if p.is_dir()),
     ]

@@ -124,7 +124,22 @@ def create(name: str, memory: int, pids: int, cpu: float) -> tuple[list[str], li
                 limited += ["memory", "pids", "cpu"]
             except OSError:
                 pass
+    if paths and not _may_enter(paths):
+        # a user may be allowed to make a group, but not to leave the one that his session is in
+        remove(paths)
+        return [], []
     return paths, limited
+
+
+def _may_enter(paths: list[str]) -> bool:
+    pid = os.fork()
+    if pid == 0:
+        try:
+            enter(paths)
+            os._exit(0)
+        except BaseException:
+            os._exit(1)
+    return os.waitpid(pid, 0)[1] == 0
 
 
 def enter(paths: list[str]) -> None:

@@ -17,7 +17,16 @@ _UID = 1000
 _ETC = (
     *("alternatives", "ssl", "ca-certificates", "ca-certificates.conf", "pki", "ld.so.cache", "ld.so.conf"),
     *("ld.so.conf.d", "localtime", "timezone", "mime.types", "magic", "magic.mime", "services", "protocols"),
-    *("bash.bashrc", "inputrc", "terminfo", "locale.alias", "fonts", "gitconfig", "java-17-openjdk"),
+    *(
+        "bash.bashrc",
+        "inputrc",
+        "terminfo",
+        "locale.alias",
+        "fonts",
+        "gitconfig",
+        "java-17-openjdk",
+        "java-21-openjdk",
+    ),
     *("perl", "python3", "python3.11", "python3.12", "python3.13", "os-release", "debian_version", "vim"),
 )
 _NSSWITCH = "passwd: files\ngroup: files\nhosts: files dns\nservices: files\nprotocols: files\n"

@@ -370,3 +370,34 @@ async def test_what_a_start_costs(local) -> None:
     pids = (await local.poll(P)).pids
     rss = int(Path(f"/proc/{pids['supervisor']}/status").read_text().split("VmRSS:")[1].split()[0])
     assert rss < 13 * 1024
+
+
+async def test_a_data_directory_that_the_sandboxes_would_see_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SpawnError, match="move it elsewhere"):
+        await spawner(tmp_path / "data", extra_binds=[str(tmp_path)]).open()
+    link = tmp_path / "link"
+    link.symlink_to("/usr/share")
+    with pytest.raises(SpawnError, match="move it elsewhere"):
+        await spawner(link / "codevo").open()
+
+
+@pytest.mark.parametrize("traits", [{"extra_binds": ["relative"]}, {"allow_networks": ["10.0.0.0/99"]}])
+async def test_nonsense_in_the_configuration_is_refused(tmp_path: Path, traits: dict) -> None:
+    with pytest.raises(SpawnError, match="LocalSpawner"):
+        await spawner(tmp_path, **traits).open()
+
+
+async def test_two_projects_listen_on_one_port_and_do_not_meet(local) -> None:
+    one, two = await asyncio.gather(local.start(spec("one"), silent), local.start(spec("two"), silent))
+    serve = "echo I am %s > index.html; python3 -m http.server 3000 >/dev/null 2>&1 & sleep 0.1; "
+    fetch = (
+        "for i in $(seq 100); do python3 -c 'import urllib.request as u; "
+        'print(u.urlopen("http://localhost:3000").read())\' 2>/dev/null && break; sleep 0.1; done; kill %1'
+    )
+    first, second = await asyncio.gather(shell(one, serve % "one" + fetch), shell(two, serve % "two" + fetch))
+    assert "I am one" in first["out"]
+    assert "I am two" in second["out"]
+    lonely = await shell(
+        two, "python3 -c 'import socket; socket.create_connection((\"10.0.2.100\", 3000), 3)'"
+    )
+    assert "refused" in lonely["err"]

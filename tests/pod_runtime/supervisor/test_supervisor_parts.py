@@ -192,3 +192,33 @@ def test_cgroup_folders_that_are_gone_are_no_error(tmp_path: Path) -> None:
     os.unlink(group / "held")
     cgroups.remove([str(group)])
     assert not group.exists()
+
+
+def test_the_v2_parent_is_the_nearest_that_hands_memory_and_pids_down(tmp_path: Path, monkeypatch) -> None:
+    from pod_runtime.supervisor import cgroups
+
+    monkeypatch.setattr(cgroups, "_ROOT", str(tmp_path))
+    for folder, handed in (
+        ("", "cpu memory pids"),
+        ("user", "memory pids"),
+        ("user/app", ""),
+        ("other", "cpu"),
+    ):
+        path = tmp_path / folder
+        path.mkdir(exist_ok=True)
+        (path / "cgroup.procs").touch()
+        (path / "cgroup.subtree_control").write_text(handed + "\n")
+    (tmp_path / "cgroup.controllers").touch()
+    assert cgroups._v2_parent("/user/app") == str(tmp_path / "user")
+    assert cgroups._v2_parent("/other") == str(tmp_path)
+    assert cgroups._v2_parent("/") == str(tmp_path)
+    assert cgroups._v2_parent("/gone") is None
+    (tmp_path / "cgroup.subtree_control").write_text("cpu\n")
+    assert cgroups._v2_parent("/other") is None
+
+
+def test_a_machine_without_cgroups_has_no_limits_but_no_error(tmp_path: Path, monkeypatch) -> None:
+    from pod_runtime.supervisor import cgroups
+
+    monkeypatch.setattr(cgroups, "_ROOT", str(tmp_path))
+    assert cgroups.create("codevo-test", 2**30, 10, 1.0) == ([], [])
