@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import quote
 
 import aiohttp
+from yarl import URL
 
 CODEVO = Path(sys.executable).with_name("codevo")
 
@@ -118,7 +119,7 @@ class Client:
         await self.http.close()
 
     def headers(self) -> dict[str, str]:
-        cookies = self.http.cookie_jar.filter_cookies(self.url)  # type: ignore[arg-type]
+        cookies = self.http.cookie_jar.filter_cookies(URL(self.url))
         found = cookies.get("_xsrf")
         return {"X-XSRFToken": found.value} if found else {}
 

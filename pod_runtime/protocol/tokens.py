@@ -44,14 +44,15 @@ class InvalidToken(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """Who calls. ``subject`` is the user's id (``anon:…`` for strangers); ``expires`` is epoch seconds."""
+    """Who calls. ``subject`` is the user's id (``anon:…`` for strangers); times are seconds of the hub's clock."""
 
     project: str
     audience: Audience
     subject: str
     name: str
     role: Role
-    expires: int
+    issued: float
+    expires: float
 
 
 def _b64(data: bytes) -> str:
@@ -92,7 +93,8 @@ def mint(
     """Sign a token that is valid for ``ttl`` seconds (at most `MAX_TTL`)."""
     if not 0 < ttl <= MAX_TTL:
         raise ValueError(f"ttl: expected 1 to {MAX_TTL} seconds, got {ttl}")
-    issued = int(time.time() if now is None else now)
+    # NumericDate may have a fraction; a revocation and the next token are often of the same second
+    issued = round(time.time() if now is None else now, 6)
     claims = {
         "iss": "codevo",
         "aud": f"{audience}:{project}",
@@ -118,13 +120,14 @@ def verify(
         if header != _HEADER:
             raise InvalidToken("token has another algorithm")
         claims = json.loads(_unb64(body))
-        expires, issued = int(claims["exp"]), int(claims["iat"])
+        expires, issued = float(claims["exp"]), float(claims["iat"])
         found = Claims(
             project=project,
             audience=audience,
             subject=str(claims["sub"]),
             name=str(claims["name"]),
             role=Role(claims["role"]),
+            issued=issued,
             expires=expires,
         )
     except (ValueError, KeyError, TypeError, InvalidSignature) as e:
@@ -132,7 +135,7 @@ def verify(
     clock = time.time() if now is None else now
     if claims.get("iss") != "codevo" or claims.get("aud") != f"{audience}:{project}":
         raise InvalidToken("token is for another audience")
-    if expires - issued > MAX_TTL or issued > clock + LEEWAY:
+    if not expires - issued <= MAX_TTL + 1 or issued > clock + LEEWAY:
         raise InvalidToken("token's times are not plausible")
     if expires + LEEWAY < clock:
         raise InvalidToken("token has expired")

@@ -41,9 +41,8 @@ class Gatekeeper:
         if not token:
             raise InvalidToken(f"no {TOKEN_HEADER} header")
         found = verify(self.key, token, project=self.project, audience=self.audience)
-        until = self._revoked.get(found.subject)
         # a token minted after the revocation says that the person was let in again
-        if until is not None and found.expires <= until:
+        if found.issued <= self._revoked.get(found.subject, -1.0):
             raise InvalidToken("the right of this person has ended")
         return found
 
@@ -58,11 +57,12 @@ class Gatekeeper:
         if not closers:
             self._sockets.pop(subject, None)
 
-    def revoke(self, subject: str) -> int:
-        """Refuse the subject's present tokens and close their sockets; give the number closed."""
+    def revoke(self, subject: str, at: float | None = None) -> int:
+        """Refuse the subject's tokens minted until ``at`` (the hub's clock, epoch seconds; now when None) and
+        close their sockets; give the number closed."""
         now = time.time()
-        self._revoked = {s: t for s, t in self._revoked.items() if t + LEEWAY > now}
-        self._revoked[subject] = now + MAX_TTL
+        self._revoked = {s: t for s, t in self._revoked.items() if t + MAX_TTL + LEEWAY > now}
+        self._revoked[subject] = now if at is None else at
         closers = list(self._sockets.pop(subject, ()))
         for close in closers:
             close()
@@ -139,15 +139,18 @@ class PodHandler(RequestHandler):
 
 
 class RevokeHandler(PodHandler):
-    """``POST /_codevo/revoke {"sub": id}``: end somebody's right at once. 200 ``{"closed": n}``."""
+    """``POST /_codevo/revoke {"sub": id, "at"?: seconds}``: end somebody's right. 200 ``{"closed": n}``."""
 
     writing = Role.HUB
 
     def post(self) -> None:
-        subject = self.json_body().get("sub")
+        body = self.json_body()
+        subject, at = body.get("sub"), body.get("at")
         if not isinstance(subject, str) or not subject:
             raise HTTPError(400, reason="sub: expected a user's id")
-        self.write_json({"closed": self.gatekeeper.revoke(subject)})
+        if at is not None and (isinstance(at, bool) or not isinstance(at, int | float)):
+            raise HTTPError(400, reason="at: expected seconds since the epoch")
+        self.write_json({"closed": self.gatekeeper.revoke(subject, at)})
 
 
 def common_routes() -> Iterable[tuple[str, type[RequestHandler]]]:

@@ -295,6 +295,7 @@ class ProgramKernel(Kernel):
         plan = await asyncio.to_thread(project.plan, root, code, base.get("PATH"))
         commands = list(plan.commands)
         if plan.needs_dependencies:
+            self._dependencies.start()  # at the runner's start the files may not have been restored yet
             if self._dependencies.working:
                 self._emit(parent, "stderr", "Preparing node_modules …\n")
                 await self._until_stopped(self._dependencies.wait())
