@@ -178,7 +178,9 @@ def preview_request(headers: Iterable[tuple[str, str]], *, host: str, scheme: st
 def preview_response(headers: Iterable[tuple[str, str]]) -> Headers:
     """Headers of a program's answer on its preview origin: its own, but for what could reach beyond it."""
     found = [(name, value) for name, value in headers if writable(name, value)]
-    dropped = _HOP_BY_HOP | {"codevo-token", "strict-transport-security"} | _named_by_connection(found)
+    # Clear-Site-Data takes the cookies of the whole registrable domain, so of every other preview, along
+    beyond = {"clear-site-data", "codevo-token", "strict-transport-security"}
+    dropped = _HOP_BY_HOP | beyond | _named_by_connection(found)
     out: Headers = []
     for name, value in found:
         lower = name.lower()

@@ -251,6 +251,7 @@ class Relays:
         self._people: Counter[tuple[str, str]] = Counter()
         self._projects: Counter[str] = Counter()
         self._open: dict[Relay, tuple[str, str]] = {}
+        self._none_open = asyncio.Event()
 
     def __len__(self) -> int:
         return len(self._open)
@@ -279,6 +280,17 @@ class Relays:
             yield
         finally:
             del self._open[relay]
+            if not self._open:
+                self._none_open.set()
+
+    async def close(self) -> None:
+        """Close every socket that is still open with 1012; returns when they are, or soon after."""
+        self._close(list(self._open), Ending(GOING_AWAY, "The hub is stopping"))
+        self._none_open.clear()
+        if self._open:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(2 * CLOSE_GRACE + 1):
+                    await self._none_open.wait()
 
     def subjects(self, project: str) -> set[str]:
         """Who has sockets on a project."""

@@ -316,3 +316,61 @@ async def test_many_requests_share_few_connections(hub: Stand) -> None:
     seen = hub.servers.pods[project].seen
     assert len(seen) == 20
     assert len({id(one.request.server_connection) for one in seen}) == 1
+
+
+async def test_a_client_that_goes_in_the_middle_of_its_upload_ends_it(hub: Stand) -> None:
+    _, headers, project = await ready(hub)
+    ended = asyncio.Event()
+
+    async def reads(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"half of it")
+        await reader.read()
+        ended.set()
+
+    await hub.servers.pods[project].listen_raw("worker", reads)
+    lines = "".join(f"{n}: {v}\r\n" for n, v in headers.items())
+    _, writer = await asyncio.open_connection("127.0.0.1", hub.port)
+    head = f"PUT /p/{project}/files/x HTTP/1.1\r\nHost: 127.0.0.1:{hub.port}\r\n{lines}"
+    writer.write(f"{head}Content-Length: 1000000\r\n\r\nhalf of it".encode())
+    await writer.drain()
+    await asyncio.sleep(0.2)
+    writer.close()
+    await asyncio.wait_for(ended.wait(), WAIT)
+
+
+async def test_an_upload_to_a_pod_that_is_not_there_is_answered(hub: Stand) -> None:
+    base, headers, project = await ready(hub)
+    (hub.servers.pods[project].folder / "worker.sock").unlink()
+
+    async def body() -> AsyncIterator[bytes]:
+        for _ in range(200):
+            yield b"x" * 65536
+
+    assert await _put(hub, f"{base}/files/x", body(), headers) == 503
+
+
+async def test_a_pod_that_answers_before_it_has_read_everything_is_heard(hub: Stand) -> None:
+    base, headers, project = await ready(hub)
+
+    async def hasty(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 403 No\r\nContent-Length: 2\r\n\r\nno")
+        await writer.drain()
+        await reader.read()
+
+    await hub.servers.pods[project].listen_raw("worker", hasty)
+
+    async def body() -> AsyncIterator[bytes]:
+        for _ in range(200):
+            yield b"x" * 65536
+
+    assert await _put(hub, f"{base}/files/x", body(), headers) == 403
+
+
+async def test_refusals_keep_the_connection_and_say_when_they_do_not(hub: Stand) -> None:
+    _, headers, project = await ready(hub)
+    lines = "".join(f"{n}: {v}\r\n" for n, v in headers.items())
+    head = f"/p/{project}/nothing HTTP/1.1\r\nHost: 127.0.0.1:{hub.port}\r\n{lines}"
+    assert b"close" not in (await raw(hub, f"GET {head}\r\n".encode())).lower()
+    refused = await raw(hub, f"POST {head}Content-Length: 5\r\n\r\nhello".encode())
+    assert b" 404 " in refused and b"connection: close" in refused.lower()

@@ -183,6 +183,7 @@ def test_previews_keep_the_programs_headers_and_lose_ours() -> None:
             ("Set-Cookie", " codevo-session=1; Path=/"),
             ("Content-Security-Policy", "default-src 'self'"),
             ("Connection", "keep-alive"),
+            ("Clear-Site-Data", '"*"'),
             ("Bad", "a\rb"),
         ]
     )

@@ -432,3 +432,15 @@ async def test_dialling_ends_when_the_client_goes(hub: Stand) -> None:
     await asyncio.wait_for(asked.wait(), WAIT)
     writer.close()
     await asyncio.wait_for(gone.wait(), WAIT)
+
+
+async def test_closing_the_hub_waits_for_the_goodbyes(hub: Stand) -> None:
+    base, headers, _ = await ready(hub)
+    wire = await dial(hub, f"{path_of(base)}/collab/x", headers)
+    await until(lambda: len(hub.hub.pods.relays) == 1)
+    closing = asyncio.create_task(hub.hub.pods.close())
+    first, payload = await wire.frame()
+    assert (first, payload[:2]) == (0x88, struct.pack("!H", 1012))
+    wire.send(0x88, payload[:2])
+    await asyncio.wait_for(closing, WAIT)
+    assert not len(hub.hub.pods.relays)
