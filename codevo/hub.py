@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -40,6 +41,7 @@ class Sockets:
     """The open WebSockets of the hub, so that an orderly stop can close them with 1001."""
 
     _closers: set[Callable[[int, str], None]] = field(default_factory=set)
+    _none_left: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __len__(self) -> int:
         return len(self._closers)
@@ -47,19 +49,27 @@ class Sockets:
     def add(self, close: Callable[[int, str], None]) -> None:
         """Register ``close(code, reason)``; it must not block and not raise."""
         self._closers.add(close)
+        self._none_left.clear()
 
     def discard(self, close: Callable[[int, str], None]) -> None:
         self._closers.discard(close)
+        if not self._closers:
+            self._none_left.set()
 
     def close_all(self, code: int = 1001, reason: str = "The hub is stopping") -> int:
-        """Close every socket; give how many there were."""
-        closers, self._closers = self._closers, set()
+        """Ask every socket to close; give how many there were. Each leaves by `discard` when it has."""
+        closers = list(self._closers)
         for close in closers:
             try:
                 close(code, reason)
             except Exception:
                 log.exception("closing a socket")
         return len(closers)
+
+    async def gone(self) -> None:
+        """Wait until no socket is open."""
+        if self._closers:
+            await self._none_left.wait()
 
 
 @dataclass

@@ -248,4 +248,7 @@ async def serve_hub(hub: Hub, sockets: list[socket.socket]) -> AsyncIterator[HTT
         hub.sockets.close_all()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_DRAIN):
+                await hub.sockets.gone()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_DRAIN):
                 await server.close_all_connections()
