@@ -9,10 +9,8 @@ import ipaddress
 import json
 import os
 import re
-import shutil
 import signal
 import sys
-import time
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,6 +28,7 @@ from codevo.spawner.base import (
     WorkspaceSpec,
     WorkspaceStatus,
 )
+from codevo.spawner.local_cleanup import clean_run, remove_tree
 from codevo.spawner.local_client import SupervisorClient, fresh_status
 from codevo.spawner.local_spec import (
     Installation,
@@ -220,7 +219,7 @@ class LocalSpawner(Spawner):
             self.log.error("the supervisor of %s does not answer", project)
             return None
         except OSError:
-            await asyncio.to_thread(_clean_run, places)
+            await asyncio.to_thread(clean_run, places)
             return None
         self._clients[project] = client
         client.watch(lambda status: self._on_change(project, client, status))
@@ -295,7 +294,7 @@ class LocalSpawner(Spawner):
             except (OSError, ValueError) as e:
                 raise SpawnError(f"The workspace could not be started: {e}") from e
             except SpawnError:
-                await asyncio.to_thread(_clean_run, places)
+                await asyncio.to_thread(clean_run, places)
                 raise
             progress(Progress(60, "Sandbox started"))
             if await self._adopt(spec.project) is None:
@@ -379,57 +378,16 @@ class LocalSpawner(Spawner):
             await client.ended.wait()
         self._clients.pop(project, None)
         await client.close()
-        await asyncio.to_thread(_clean_run, self._places(project))
+        await asyncio.to_thread(clean_run, self._places(project))
 
     async def remove(self, project: str) -> None:
         places = self._places(project)
         await self.stop(project, grace=0.0)
         async with self._lock(project):
             if places.root.exists():
-                await asyncio.to_thread(_remove_tree, places.root)
+                await asyncio.to_thread(remove_tree, places.root)
             if self._uids is not None:
                 self._uids.release(project)
-
-
-def _remove_tree(root: Path) -> None:
-    """Delete it all, folders that their owner shut himself out of too. Nothing may run in it any more."""
-
-    def open_up(_: object, path: str, error: tuple[type[BaseException], BaseException, object]) -> None:
-        folder = Path(path)
-        if not isinstance(error[1], PermissionError) or folder.is_symlink():
-            raise error[1]
-        if folder.is_dir() and folder.stat().st_mode & 0o700 != 0o700:
-            folder.chmod(0o700)
-        elif folder.parent.stat().st_mode & 0o700 != 0o700:
-            folder.parent.chmod(0o700)
-        else:
-            raise error[1]
-        shutil.rmtree(path, onerror=open_up) if folder.is_dir() else folder.unlink()
-
-    shutil.rmtree(root, onerror=open_up)
-
-
-def _clean_run(places: Places, patience: float = 3.0) -> None:
-    """Remove what a supervisor that is no more left: sockets and cgroups. Blocking."""
-    for name in ("runner", "gateway", "worker", "supervisor"):
-        (places.run / f"{name}.sock").unlink(missing_ok=True)
-    file = places.run / "cgroups"
-    if not file.exists():
-        return
-    deadline = time.monotonic() + patience
-    for group in filter(None, file.read_text().split("\n")):
-        while True:
-            try:
-                Path(group).rmdir()
-            except FileNotFoundError:
-                break
-            except OSError:
-                if time.monotonic() > deadline:
-                    break
-                time.sleep(0.02)
-            else:
-                break
-    file.unlink(missing_ok=True)
 
 
 def _status(raw: dict[str, Any]) -> WorkspaceStatus:
