@@ -30,7 +30,7 @@ interface Cell {
 
 const SEQUENCE =
   // eslint-disable-next-line no-control-regex
-  /\x1b\[([0-9:;<=>?]*)([ -/]*)([@-~])|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[PX^_][^\x1b]*\x1b\\|\x1b[ -/]*[0-~]/y;
+  /\x1b\[([0-9:;<=>?]*)([ -/]*)([@-~])|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[PX^_][^\x1b]*\x1b\\|\x1b[ -/]+[0-~]|\x1b[0-OQ-WYZ\\`-~]/y;
 /** What may be the beginning of a sequence whose rest has not come yet. */
 const UNFINISHED =
   // eslint-disable-next-line no-control-regex

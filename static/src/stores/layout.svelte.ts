@@ -23,8 +23,11 @@ export class LayoutStore {
   mobile = $state<MobilePane>('code');
   readonly fresh: boolean;
 
-  constructor(readonly project: string) {
-    const text = read(project);
+  constructor(
+    readonly project: string,
+    remembered = true,
+  ) {
+    const text = remembered ? read(project) : null;
     this.fresh = text === null;
     const from = restore(text);
     this.files = from.files;

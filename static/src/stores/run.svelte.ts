@@ -210,7 +210,8 @@ export class RunStore {
         break;
       case 'stream':
         this.everRan = true;
-        if (typeof c['text'] === 'string') this.#write(c['text'], c['name'] === 'stderr');
+        // not red: most of what programs say on standard error is their log
+        if (typeof c['text'] === 'string') this.#write(c['text']);
         break;
       case 'display_data':
       case 'execute_result': {
@@ -258,8 +259,8 @@ export class RunStore {
     if (exit) this.exit = exit;
   }
 
-  #write(text: string, error = false): void {
-    this.#waiting += error && !text.includes('\x1b') ? `\x1b[31m${text}\x1b[39m` : text;
+  #write(text: string): void {
+    this.#waiting += text;
     if (this.#waiting.length > MAX_WAITING) {
       const left = this.#waiting.length - MAX_WAITING / 2;
       this.#waiting = `\x1b[0m\n… ${left.toLocaleString()} characters left out …\n${this.#waiting.slice(-MAX_WAITING / 2)}`;

@@ -39,10 +39,12 @@ export class Workspace {
   constructor(
     project: Project,
     readonly me: string,
+    /** Whether what was open is taken from this browser's memory. */
+    remembered = true,
   ) {
     this.project = project;
     this.api = new WorkspaceApi(project.id);
-    this.layout = new LayoutStore(project.id);
+    this.layout = new LayoutStore(project.id, remembered);
     this.files = new FilesStore(this.api);
     this.presence = new PresenceStore(this.api.ws, me, project.role);
     this.run = new RunStore(this.api, this.editor);
