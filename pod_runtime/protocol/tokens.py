@@ -44,7 +44,7 @@ class InvalidToken(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """Who calls. ``subject`` is the user's id (``anon:…`` for strangers); times are seconds of the hub's clock."""
+    """Who calls. ``subject`` is the user's id (``anon:…`` for strangers); times by the hub's clock."""
 
     project: str
     audience: Audience

@@ -299,7 +299,8 @@ class ProgramKernel(Kernel):
             if self._dependencies.working:
                 self._emit(parent, "stderr", "Preparing node_modules …\n")
                 await self._until_stopped(self._dependencies.wait())
-            if not self._stop.is_set() and not (root / "node_modules").is_dir():
+            missing = not (root / "node_modules").is_dir()
+            if missing and not plan.installs and not self._stop.is_set():
                 commands.insert(0, "npm install --no-audit --no-fund")
         env = {**base, **stream_environment(), "PORT": str(plan.port), **plan.env}
         name, _, value = self.marker.partition("=")

@@ -45,12 +45,16 @@ class ProjectError(ValueError):
 
 @dataclass(frozen=True)
 class Plan:
-    """Commands for the shell, one after another while they succeed; the last one is the program."""
+    """Commands for the shell, one after another while they succeed; the last one is the program.
+
+    ``needs_dependencies``: packages are missing; ``installs``: the commands would fetch them by themselves.
+    """
 
     commands: tuple[str, ...]
     port: int = DEFAULT_PORT
     env: dict[str, str] = field(default_factory=dict)
     needs_dependencies: bool = False
+    installs: bool = False
 
 
 @dataclass(frozen=True)
@@ -181,9 +185,8 @@ def _workspace_file(root: Path, code: str) -> str | None:
 
 
 def _needs_dependencies(root: Path, commands: tuple[str, ...]) -> bool:
-    """Whether a Node project's commands want packages that are not there and that they do not install."""
-    joined = "\n".join(commands)
-    if not _NODE.search(joined) or _INSTALLS.search(joined) or (root / "node_modules").is_dir():
+    """Whether a Node project's commands want packages that are not there."""
+    if not _NODE.search("\n".join(commands)) or (root / "node_modules").is_dir():
         return False
     package = _package(root)
     return bool(package.get("dependencies") or package.get("devDependencies"))
@@ -199,7 +202,8 @@ def plan(root: Path, code: str, search: str | None) -> Plan:
         commands = (found.command,) if found.command else _guess(root, search)
         commands = (found.build, *commands) if found.build else commands
         if _needs_dependencies(root, commands):
-            return Plan(commands, found.port, found.env, needs_dependencies=True)
+            installs = _INSTALLS.search("\n".join(commands)) is not None
+            return Plan(commands, found.port, found.env, needs_dependencies=True, installs=installs)
     else:
         path = _workspace_file(root, code)
         commands = ((path and file_command(path, search)) or code,)
