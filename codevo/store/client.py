@@ -35,7 +35,8 @@ class Store:
             appname="codevo",
             serverSelectionTimeoutMS=milliseconds,
             connectTimeoutMS=milliseconds,
-            socketTimeoutMS=max(5000, milliseconds),
+            # a read is tried twice, so a server that hangs is given up after twice this
+            socketTimeoutMS=max(3000, milliseconds),
             waitQueueTimeoutMS=milliseconds,
             maxPoolSize=50,
             w="majority",
