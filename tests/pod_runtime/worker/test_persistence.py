@@ -1,15 +1,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
+import random
+import secrets
 import subprocess
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from pod_runtime.journal import projects, reader
+from pod_runtime.journal.format import Member, Meta
 from pod_runtime.journal.memory import MemoryStore
 from pod_runtime.journal.store import StoreError
 from pod_runtime.journal.writer import Fenced
@@ -388,3 +395,110 @@ async def test_a_record_that_was_put_but_not_noted_is_recognised(
     await again.close()
     await (await there.opened(2)).close()
     assert (there.workspace / "f").read_text() == "2"
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.integers(0, 2**32))
+def test_crashes_at_every_step_lose_nothing(seed: int) -> None:
+    """Edits, flushes, crashes before and after any request, moves to another machine: what was acknowledged
+    is there, and what the local disk had is there or set aside."""
+    dice = random.Random(seed)
+
+    async def run(folder: Path) -> None:
+        bucket = MemoryStore()
+        fatal = -1
+
+        async def fault(operation: str, key: str, phase: str) -> None:
+            nonlocal fatal
+            fatal -= 1
+            if fatal == 0 and operation != "list":
+                raise Killed
+            if dice.random() < 0.05:
+                raise StoreError("503")
+
+        machines = [Machine(folder / name, bucket.view("", fault=fault)) for name in ("a", "b")]
+        generation = 0
+        for _ in range(dice.randrange(2, 7)):
+            machine = dice.choice(machines)
+            # the same worker may also be restarted with the generation that it had
+            generation += dice.choice([0, 1]) if generation else 1
+            fatal = dice.choice([-1, dice.randrange(1, 12)])
+            worker = machine.worker(generation)
+            before = {k: v for k, v in machine.tree().items() if v[0] == "file"}
+            try:
+                await worker.open()
+                contents = list(machine.tree().values())
+                for path, value in before.items():
+                    # a copy of what stood here, unless the log had it and has moved on
+                    assert value in contents or value in seen, path
+                for _ in range(dice.randrange(4)):
+                    for _ in range(dice.randrange(1, 4)):
+                        edit(machine.workspace, dice)
+                    if not (await worker.flush()).pending:
+                        durable = {k: v for k, v in machine.tree().items() if v[0] == "file"}
+                        assert await naive(bucket) == durable
+                        seen.extend(durable.values())
+                    elif worker.fenced.is_set():
+                        break
+                if dice.random() < 0.5:
+                    await worker.close()
+            except Killed:
+                pass
+            finally:
+                crash(worker)
+                if worker._maintenance is not None:
+                    await asyncio.gather(worker._maintenance, return_exceptions=True)
+        fatal = -1
+        while True:
+            with contextlib.suppress(StoreError):
+                fresh = Machine(folder / secrets.token_hex(4), bucket.view(""))
+                last = await fresh.opened(generation + 1)
+                break
+        found = fresh.tree()
+        assert await naive(bucket) == {k: v for k, v in found.items() if v[0] == "file"}
+        await last.close()
+
+    seen: list[object] = []
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pod_runtime.worker.persistence.persister._backoff", lambda failures: 0.0)
+        asyncio.run(run(Path(folder)))
+
+
+def edit(workspace: Path, dice: random.Random) -> None:
+    path = workspace / dice.choice(["a", "b", "c/d", "c/e"])
+    if dice.random() < 0.25:
+        path.unlink(missing_ok=True)
+        return
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(dice.randbytes(6))
+
+
+async def naive(bucket: MemoryStore) -> dict[bytes, object]:
+    """The log's tree by the book, each record after the other, with the modes and contents of files."""
+    found: dict[bytes, object] = {}
+
+    class Sink:
+        def meta(self, meta: Meta) -> None:
+            for name in meta.deleted:
+                found.pop(os.fsencode(name.removeprefix("workspace/")), None)
+
+        def begin(self, member: Member) -> bool:
+            self.key = os.fsencode(member.path)
+            if member.kind == "file":
+                found[self.key] = ("file", member.mode, b"")
+            return member.kind == "file"
+
+        def data(self, chunk: bytes) -> None:
+            kind, mode, data = found[self.key]
+            found[self.key] = (kind, mode, data + chunk)
+
+        def end(self) -> None:
+            pass
+
+    for seq in (await reader.load(bucket)).tail:
+        await reader.decode(bucket, reader.journal_key(seq), Sink())
+    return found
