@@ -112,7 +112,10 @@ class LiveDocuments:
                 self.on_touched(document.path)
 
     def start(self) -> None:
-        """Begin closing idle documents."""
+        """Begin: forget histories whose files are gone, and from now on close idle documents."""
+        for path in self._store.paths():
+            if not self._root.exists(path):
+                self._forget(path)
         self._janitor = asyncio.create_task(self._close_idle(), name="documents janitor")
 
     async def close(self) -> None:

@@ -27,7 +27,7 @@ MAX_HEALTH_WAIT = 30.0
 
 
 class WorkerHandler(PodHandler):
-    """503 with Retry-After until the workspace is restored, and for writes while the worker stops."""
+    """503 with Retry-After until the workspace is restored, and while the worker stops."""
 
     @property
     def worker(self) -> Worker:
@@ -35,7 +35,7 @@ class WorkerHandler(PodHandler):
 
     def prepare(self) -> None:
         super().prepare()
-        if self.worker.state != "ready" or (self.worker.stopping and self.request.method != "GET"):
+        if self.worker.state != "ready" or self.worker.stopping:
             raise HTTPError(503, reason=self.worker.why_not())
 
     def set_default_headers(self) -> None:

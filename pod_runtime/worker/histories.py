@@ -21,6 +21,8 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
 
+#: Bytes that hold the first record, whose path has at most 4095 bytes (six each when escaped in JSON).
+_META_AT_HEAD = 32 * 1024
 _HEAD = struct.Struct("<IIB")
 #: Deleted documents' histories that are kept.
 TRASH_LIMIT = 100
@@ -209,10 +211,14 @@ class HistoryStore:
         for left_over in self._folder.glob("*.new"):
             left_over.unlink()
 
-    @staticmethod
-    def _path_of(file: Path) -> str | None:
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            return decode_log(file.read_bytes()).path or None
+    def _path_of(self, file: Path) -> str | None:
+        with contextlib.suppress(OSError, ValueError, KeyError), file.open("rb") as f:
+            head = f.read(_META_AT_HEAD)
+            path = decode_log(head).path
+            if not path or self._file(path) != file:
+                # renamed once: its present name stands further on
+                path = decode_log(head + f.read()).path
+            return path or None
         return None
 
     def _file(self, path: str) -> Path:

@@ -296,3 +296,41 @@ async def test_idle_documents_close_and_come_back(tmp_path: Path) -> None:
         assert str(again.text) == "xy"
     finally:
         await site.stop()
+
+
+async def test_a_client_that_does_not_read_is_closed_and_harms_nobody(site: Site) -> None:
+    (site.path / "f").write_text("")
+    ann, bob = await site.client("f"), await site.client("f", subject="bob")
+    deaf = await site.session.ws_connect(f"{site.url}/collab/f", headers=site.headers(subject="eve"))
+    await deaf.send_bytes(create_sync_message(Doc()))
+    assert site.worker is not None
+    room = site.worker.documents._open["f"].room
+    async with asyncio.timeout(15):
+        while len(room.people.channels) < 3:
+            await asyncio.sleep(0.01)
+    for n in range(400):
+        with ann.doc.transaction():
+            ann.text.clear()
+            ann.text += f"{n} " + "x" * 90_000
+        await bob.has(f"{n} " + "x" * 90_000)
+        if len(room.people.channels) == 2:
+            break
+    else:
+        raise AssertionError("the deaf client is still there")
+    await deaf.close()
+
+
+async def test_two_tabs_of_one_person_and_a_return(site: Site) -> None:
+    """A client that comes back by a new socket keeps its presence when the old socket is found dead."""
+    (site.path / "f").write_text("")
+    ann, bob = await site.client("f"), await site.client("f", subject="bob")
+    ann.say({"n": 1})
+    await bob.until(lambda: ann.doc.client_id in bob.awareness)
+    again = await site.client("f", doc=ann.doc)
+    again._clock = ann._clock
+    again.say({"n": 2})
+    await bob.until(lambda: bob.awareness.get(ann.doc.client_id) == {"n": 2})
+    await ann.close()
+    bob.say({"user": "bob"})
+    await again.until(lambda: bob.doc.client_id in again.awareness)
+    assert bob.awareness[ann.doc.client_id] == {"n": 2}

@@ -253,3 +253,26 @@ async def test_import_and_capture(root: Root, tmp_path: Path) -> None:
     document._source += "x"
     assert [c.version > captured.version for c in documents.capture({"f": captured.version})] == [True]
     await documents.close()
+
+
+async def test_histories_of_files_that_are_gone_are_forgotten(root: Root, tmp_path: Path) -> None:
+    store = HistoryStore(tmp_path / "state")
+    for name in ("stays", "goes"):
+        root.write_atomic(name, b"x")
+        document = open_document(root, store, name)
+        if name == "stays":
+            async with document.lock:
+                await document.history.sync()
+                root.rename("stays", "moved")
+                document.moved("moved", store)
+        await document.close(1000, "")
+    root.unlink("goes")
+    (tmp_path / "state/docs/torn.log").write_bytes(b"junk")
+    assert HistoryStore(tmp_path / "state").paths() == {"moved", "goes"}
+    from pod_runtime.protocol.config import StoreConfig
+
+    config = WorkerConfig("p", "k", 1, StoreConfig("", "", "", "", ""), root.path, str(tmp_path / "state"))
+    documents = LiveDocuments(config, root, Events())
+    documents.start()
+    assert documents.histories() == {"moved"}
+    await documents.close()
