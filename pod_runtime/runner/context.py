@@ -30,10 +30,8 @@ class Runner:
     @property
     def last_activity(self) -> float | None:
         """When somebody last typed or ran something, epoch seconds."""
-        times = [t.last_activity for t in self.terminals.terminals.values()]
-        if (kernel := self.kernels.last_activity) is not None:
-            times.append(kernel)
-        return max(times, default=None)
+        times = (self.terminals.last_activity, self.kernels.last_activity)
+        return max((t for t in times if t is not None), default=None)
 
 
 class RunnerHandler(PodHandler):

@@ -173,7 +173,7 @@ class Gateway:
             body = asyncio.get_running_loop().create_task(_copy_body(request.framing, reader, up_writer))
             watch = asyncio.get_running_loop().create_task(_watch_client(body, reader, writer, up_writer))
             try:
-                return await self._respond(request, body, watch, (reader, writer), program)
+                return await self._respond(request, port, body, watch, (reader, writer), program)
             finally:
                 body.cancel()
                 watch.cancel()
@@ -185,6 +185,7 @@ class Gateway:
     async def _respond(
         self,
         request: RequestHead,
+        port: int,
         body: asyncio.Task[None],
         watch: asyncio.Task[None],
         client: tuple[Reader, Writer],
@@ -192,20 +193,20 @@ class Gateway:
     ) -> bool:
         writer = client[1]
         try:
-            response = await _response_head(program[0], request.method, writer)
+            response = await _response_head(program[0], request.method, port, writer)
         except (BadHead, ConnectionError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as e:
             raise Refused(502, "The program closed the connection or did not answer in HTTP") from e
         if response.status == 101:
             if request.upgrade is None:
                 raise Refused(502, "The program changed the protocol unasked")
-            writer.write(heads.forwarded_response(response, close=False))
+            writer.write(heads.forwarded_response(response, port, close=False))
             await body
             watch.cancel()
             await _relay(client, program)
             return False
         to_the_end = response.framing.length is None and not response.framing.chunked
         keep = request.keep_alive and not to_the_end and body.done() and not body.exception()
-        writer.write(heads.forwarded_response(response, close=not keep))
+        writer.write(heads.forwarded_response(response, port, close=not keep))
         try:
             await _copy_body(response.framing, program[0], writer)
         except (BadHead, OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as e:
@@ -224,13 +225,13 @@ async def _watch_client(body: asyncio.Task[None], reader: Reader, writer: Writer
     writer.transport.abort()
 
 
-async def _response_head(reader: Reader, method: bytes, writer: Writer) -> ResponseHead:
+async def _response_head(reader: Reader, method: bytes, port: int, writer: Writer) -> ResponseHead:
     """The final head; interim ones (100 Continue, 103) are passed on."""
     while True:
         response = heads.parse_response(await reader.readuntil(b"\r\n\r\n"), method)
         if response.status >= 200 or response.status == 101:
             return response
-        writer.write(heads.forwarded_response(response, close=False))
+        writer.write(heads.forwarded_response(response, port, close=False))
         await writer.drain()
 
 

@@ -208,9 +208,16 @@ def forwarded_request(request: RequestHead, port: int) -> bytes:
     return _serialise(b"%s %s HTTP/1.1" % (request.method, request.target), headers)
 
 
-def forwarded_response(response: ResponseHead, *, close: bool) -> bytes:
+def _relative(location: bytes, port: int) -> bytes:
+    """A redirect to the address by which only we know the program, as a path."""
+    path = location.removeprefix(b"http://localhost:%d" % port)
+    return path if path.startswith(b"/") and not path.startswith((b"//", b"/\\")) else location
+
+
+def forwarded_response(response: ResponseHead, port: int, *, close: bool) -> bytes:
     """The head for the client. ``close``: the connection ends with this response."""
     headers = _end_to_end(response.headers)
+    headers = [(n, _relative(v, port) if n.lower() == b"location" else v) for n, v in headers]
     if response.status == 101:
         upgrade = all_values(response.headers, b"upgrade")
         headers += [(b"Connection", b"Upgrade"), (b"Upgrade", upgrade[0] if upgrade else b"websocket")]

@@ -38,7 +38,7 @@ class Mailbox:
     def __init__(self, keep: bool) -> None:
         self.client: KernelClient | None = None
         self.left_at = 0.0
-        self._keep = keep
+        self.keep = keep
         self._missed: deque[Message] = deque()
         self._bytes = 0
 
@@ -46,7 +46,7 @@ class Mailbox:
         if self.client is not None:
             self.client.deliver(message)
             return
-        if not self._keep:
+        if not self.keep:
             return
         self._missed.append(message)
         self._bytes += message.size
@@ -139,7 +139,7 @@ class Kernel:
             if mailbox.client is client:
                 mailbox.client = None
                 mailbox.left_at = time.monotonic()
-                if not mailbox._keep:
+                if not mailbox.keep:
                     del self._mailboxes[key]
                 self._changed()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -57,6 +58,7 @@ class Kernels:
         self._changed = changed
         self._kernels: dict[str, Kernel] = {}
         self._sessions: dict[str, Session] = {}
+        self._last_removed: float | None = None
 
     @property
     def program(self) -> ProgramKernel | None:
@@ -65,7 +67,8 @@ class Kernels:
 
     @property
     def last_activity(self) -> float | None:
-        return max((k.last_activity for k in self._kernels.values()), default=None)
+        times = [k.last_activity for k in self._kernels.values()]
+        return max([*times, *([self._last_removed] if self._last_removed else [])], default=None)
 
     @property
     def busy(self) -> bool:
@@ -98,6 +101,7 @@ class Kernels:
         """End a kernel and the sessions that use it."""
         kernel = self.get(kernel_id)
         del self._kernels[kernel_id]
+        self._last_removed = time.time()
         self._sessions = {i: s for i, s in self._sessions.items() if s.kernel is not kernel}
         await kernel.shutdown()
         self._changed()

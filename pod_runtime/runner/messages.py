@@ -45,8 +45,11 @@ class Message:
 
     def json_frame(self) -> str | bytes:
         """The default framing: text, or binary when there are buffers."""
-        text = b'{"channel":"%s","header":%s,"parent_header":%s,"metadata":%s,"content":%s,"buffers":[]}' % (
-            self.channel.encode(),
+        header = json.loads(self.header)
+        # Jupyter Server repeats these two at the top, and clients read them there
+        names = dumps({"channel": self.channel, "msg_id": header["msg_id"], "msg_type": header["msg_type"]})
+        text = b'%s,"header":%s,"parent_header":%s,"metadata":%s,"content":%s,"buffers":[]}' % (
+            names[:-1],
             self.header,
             self.parent_header,
             self.metadata,

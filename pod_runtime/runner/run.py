@@ -22,6 +22,7 @@ MAX_PER_FLUSH = 256 * 1024
 MAX_STDIN = 2**20
 INTERRUPT_GRACE = 3.0
 TERMINATE_GRACE = 2.0
+KILL_TIMEOUT = 5.0
 _QUIET = 0.2
 _READ_CALL = {"x86_64": 0, "aarch64": 63}.get(platform.machine(), 0)
 _PROMPT_ENDS = (":", "?", ">", "$", "]", ")", "=")
@@ -75,7 +76,9 @@ async def end_processes(marker: str, sessions: set[int], grace: float = TERMINAT
     while found and time.monotonic() < deadline:
         await asyncio.sleep(0.03)
         found = await asyncio.to_thread(find)
-    while found:
+    # not for ever: a process in an uninterruptible wait dies when it can
+    deadline += KILL_TIMEOUT
+    while found and time.monotonic() < deadline:
         signal_all(found, signal.SIGKILL)
         await asyncio.sleep(0.03)
         found = await asyncio.to_thread(find)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from typing import ClassVar
 
 from tornado.iostream import StreamClosedError
@@ -16,6 +17,7 @@ log = logging.getLogger(__name__)
 
 #: The client did not read for too long.
 CLOSE_SLOW = 4408
+SEND_BUFFER = 128 * 1024
 #: How long a closing handshake may take, seconds.
 CLOSE_GRACE = 2.0
 
@@ -66,6 +68,10 @@ class BoundedSocket(PodHandler, WebSocketHandler):
     def open(self, *args: str, **kwargs: str) -> None:
         self._connected = True
         self.set_nodelay(True)
+        # what the kernel holds for a client that does not read is beyond our flow control: keep it small
+        stream = getattr(self.ws_connection, "stream", None)
+        if stream is not None:
+            stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         self.gatekeeper.add_socket(self.claims.subject, self._revoked)
         self.opened()
 

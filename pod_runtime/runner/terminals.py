@@ -191,6 +191,7 @@ class Terminals(NamedTermManager):
         self._workspace = workspace
         self._changed = changed
         self._tasks: set[asyncio.Task[None]] = set()
+        self._last_ended: float | None = None
 
     def make_term_env(self, *args: Any, **kwargs: Any) -> dict[str, str]:
         """Only what the configuration says, and what the terminal is."""
@@ -237,6 +238,7 @@ class Terminals(NamedTermManager):
         if self.terminals.get(name) is not terminal:
             return
         del self.terminals[name]
+        self._last_ended = max(self._last_ended or 0.0, terminal.last_activity)
         # what the shell left behind in its session goes with it
         task = asyncio.get_running_loop().create_task(terminal.hang_up())
         self._tasks.add(task)
@@ -254,6 +256,12 @@ class Terminals(NamedTermManager):
             self._ended(terminal)
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await super().shutdown()
+
+    @property
+    def last_activity(self) -> float | None:
+        """When somebody last typed or opened one, epoch seconds."""
+        times = [t.last_activity for t in self.terminals.values()]
+        return max([*times, *([self._last_ended] if self._last_ended else [])], default=None)
 
     def model(self, terminal: Terminal) -> dict[str, Any]:
         return {"name": terminal.term_name, "last_activity": rfc3339(terminal.last_activity)}

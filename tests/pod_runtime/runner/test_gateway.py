@@ -192,6 +192,10 @@ async def test_range_and_statuses(runner: Live) -> None:
     async def files(request: web.Request) -> web.StreamResponse:
         if request.path == "/none":
             return web.Response(status=304, headers={"ETag": '"x"'})
+        if request.path == "/moved":
+            return web.Response(status=302, headers={"Location": f"http://{request.host}/there?x=1"})
+        if request.path == "/evil":
+            return web.Response(status=302, headers={"Location": f"http://{request.host}//evil.org"})
         return web.FileResponse(runner.workspace / "file.bin")
 
     async with served(files) as port:
@@ -200,6 +204,11 @@ async def test_range_and_statuses(runner: Live) -> None:
             assert r.status == 206 and await r.read() == bytes(range(10, 20))
         async with runner.http.get(url(runner, "/none"), headers=to(runner, port)) as r:
             assert r.status == 304 and r.headers["ETag"] == '"x"'
+        for path, target in (("/moved", "/there?x=1"), ("/evil", f"http://localhost:{port}//evil.org")):
+            async with runner.http.get(
+                url(runner, path), headers=to(runner, port), allow_redirects=False
+            ) as r:
+                assert r.headers["Location"] == target
 
 
 async def test_expect_continue(runner: Live) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import os
 import shutil
 import signal
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from typing import Any
 import pytest
 
 from pod_runtime.protocol.roles import Role
+from pod_runtime.runner import messages
 from tests.pod_runtime.runner.live import Live, alive, close_code, frame, program, running, text_of, until
 
 
@@ -208,6 +211,7 @@ async def test_endless_flood_stays_responsive_and_stops(runner: Live) -> None:
 async def test_stalled_client_is_dropped_and_others_go_on(runner: Live) -> None:
     async with program(runner, subject="slow") as slow, program(runner) as kernel:
         slow.ws._conn.transport.pause_reading()  # type: ignore[union-attr]
+        slow.ws.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         request = await kernel.execute("yes some longer line of output")
         before = runner.rss()
         ended = asyncio.create_task(kernel.until("execute_reply", request, 60))
@@ -466,17 +470,33 @@ async def test_c_program_shows_its_prompt_and_output_at_once(runner: Live) -> No
         assert (await kernel.until("execute_reply"))[-1]["content"]["status"] == "ok"
 
 
-@pytest.mark.parametrize("subprotocol", ["DEFAULT", "V1"])
-async def test_jupyter_kernel_client_runs_a_program(runner: Live, subprotocol: str) -> None:
+async def test_both_framings_on_one_kernel(runner: Live) -> None:
+    _, model = await runner.call("POST", "/api/kernels")
+    path = f"/api/kernels/{model['id']}/channels?session_id=v1"
+    async with runner.socket(path, protocols=(messages.V1,)) as ws, program(runner) as kernel:
+        assert ws.protocol == messages.V1
+        request = messages.make("shell", "execute_request", {"code": "echo hi"}, session="v1", now=0)
+        await ws.send_bytes(request.v1_frame())
+        seen: list[messages.Request] = []
+        while not seen or seen[-1].msg_type != "execute_reply":
+            seen.append(messages.parse_v1(await asyncio.wait_for(ws.receive_bytes(), 15)))
+        assert [m.content["text"] for m in seen if m.msg_type == "stream"] == ["hi\n"]
+        assert "hi\n" in await kernel.until_text("hi\n")
+        binary = messages.make("shell", "execute_request", {"code": "echo ho"}, session="x", now=0)
+        frame_ = dataclasses.replace(binary, buffers=(b"ignored",)).json_frame()
+        assert isinstance(frame_, bytes)
+        await kernel.ws.send_bytes(frame_)
+        assert "ho\n" in await kernel.until_text("ho\n")
+
+
+async def test_jupyter_kernel_client_runs_a_program(runner: Live) -> None:
     from jupyter_kernel_client import JupyterKernelClient
-    from jupyter_kernel_client.wsclient import JupyterSubprotocol
 
     def use() -> tuple[dict[str, Any], Any]:
         kernel = JupyterKernelClient(
             server_url=f"http://127.0.0.1:{runner.port}",
             token="unused",
             headers=runner.headers(),
-            client_kwargs={"subprotocol": JupyterSubprotocol[subprotocol]},
         )
         kernel.start(name="program")
         try:

@@ -36,6 +36,8 @@ async def test_rest(runner: Live) -> None:
     assert await runner.call("DELETE", "/api/terminals/1") == (204, None)
     assert (await runner.call("DELETE", "/api/terminals/1"))[0] == 404
     assert await runner.call("GET", "/api/terminals") == (200, [])
+    _, activity = await runner.call("GET", "/_codevo/activity", role=Role.HUB)
+    assert activity["last_activity"] and not activity["busy"]
 
 
 @pytest.mark.parametrize(
@@ -268,15 +270,16 @@ async def _stopped_growing(runner: Live, gone: asyncio.Task[None]) -> bool:
 async def test_revoked_person_is_cut_off(runner: Live) -> None:
     await make(runner)
     path = "/terminals/websocket/1"
+    old = runner.headers(subject="eve")
     async with runner.socket(path, subject="eve") as eve, runner.socket(path) as ann:
         status, answer = await runner.call("POST", "/_codevo/revoke", {"sub": "eve"}, Role.HUB, "hub")
         assert (status, answer) == (200, {"closed": 1})
         assert await close_code(eve) == 4403
         await type_(ann, "echo alive'!'\r")
         await shown(ann, "alive!")
+    # a token from before the end of the right is refused
     with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
-        async with runner.socket(path, subject="eve"):
-            pass
+        await runner.http.ws_connect(f"http://127.0.0.1:{runner.port}{path}", headers=old)
     assert refused.value.status == 401
 
 
