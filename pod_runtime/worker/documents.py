@@ -20,11 +20,11 @@ from pod_runtime.worker.channel import (
 )
 from pod_runtime.worker.document import Document, Gone, Unfit, read_file
 from pod_runtime.worker.events import Events
-from pod_runtime.worker.histories import HistoryStore, SavedMark
+from pod_runtime.worker.histories import HistoryStore, SavedMark, newest_match
 from pod_runtime.worker.ports import DocumentCapture
 from pod_runtime.worker.room import Refused
 from pod_runtime.worker.safefs import InvalidPath, NotRegular, Root, TooLarge, check_path, is_temporary
-from pod_runtime.worker.textfile import NotText
+from pod_runtime.worker.textfile import NotText, TextFile, sha256
 
 log = logging.getLogger(__name__)
 
@@ -346,5 +346,9 @@ class LiveDocuments:
         except ValueError:
             self._store.discard(path)
             return None
-        text = str(doc.get("source", type=Text)).encode()
-        return DocumentCapture(path, text, doc.get_update(), content.epoch, version)
+        text = str(doc.get("source", type=Text))
+        windows = TextFile(text, True).encode()
+        # the last save tells by its hash which line ends the file has
+        crlf = newest_match(content.marks, sha256(windows)) is not None
+        data = windows if crlf else text.encode()
+        return DocumentCapture(path, data, doc.get_update(), content.epoch, version)

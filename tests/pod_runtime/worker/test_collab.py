@@ -279,21 +279,21 @@ async def test_idle_documents_close_and_come_back(tmp_path: Path) -> None:
     site = Site(tmp_path)
     await site.start(idle_close=0.1)
     try:
-        (site.path / "f").write_text("x")
+        (site.path / "f").write_bytes(b"x\r\n")
         ann = await site.client("f")
         ann.text += "y"
-        await (await site.client("f")).has("xy")
+        await (await site.client("f")).has("x\ny")
         for client in site.clients:
             await client.close()
         assert site.worker is not None
         async with asyncio.timeout(15):
             while site.worker.documents.open_paths():
                 await asyncio.sleep(0.02)
-        assert (site.path / "f").read_text() == "xy"
+        assert (site.path / "f").read_bytes() == b"x\r\ny"
         captured = site.worker.documents.capture({})
-        assert [(c.path, c.text) for c in captured] == [("f", b"xy")]
+        assert [(c.path, c.text) for c in captured] == [("f", b"x\r\ny")]
         again = await site.client("f", doc=ann.doc)
-        assert str(again.text) == "xy"
+        assert str(again.text) == "x\ny"
     finally:
         await site.stop()
 
