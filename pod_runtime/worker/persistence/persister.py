@@ -95,6 +95,16 @@ class Persister:
         ``progress(percent, words)`` is called while files are restored. Raises `Fenced`, `StoreError` when
         the store stays away for about a minute, `OSError` for a full disk.
         """
+        try:
+            await self._open(progress)
+        except BaseException as e:
+            if isinstance(e, Fenced):
+                self.fenced.set()
+            self._manifest = None
+            await self._stack.aclose()
+            raise
+
+    async def _open(self, progress: Progress) -> None:
         await asyncio.to_thread(self._prepare_state)
         store = self._given
         if store is None:
@@ -293,7 +303,10 @@ class Persister:
         try:
             histories, live = self._documents.histories(), self._documents.open_paths()
             self._since = {path: v for path, v in self._since.items() if path in histories}
-            captures = self._documents.capture(self._since)
+            # a document that was deleted and made anew counts from nothing again: what was touched is taken
+            # whatever its version, and compared by hash
+            fresh = paths | live if everything else paths
+            captures = self._documents.capture({p: v for p, v in self._since.items() if p not in fresh})
             if everything or "codevo.toml" in paths:
                 before = self._ignore.patterns
                 await asyncio.to_thread(self._read_ignore, self._notice_later())

@@ -186,8 +186,11 @@ async def test_the_older_generation_is_fenced(here: Machine, there: Machine) -> 
     assert (aside / "f").read_text() == "late"
     assert (aside / "doc.txt").read_text() == "late text"
     await old.close()
+    late = here.worker(1)
     with pytest.raises(Fenced):
-        await here.opened(1)
+        await late.open()
+    assert late.fenced.is_set()
+    await late.close()
     await new.close()
     assert (there.workspace / "f").read_text() == "1"
 
@@ -244,6 +247,21 @@ async def test_a_deleted_document_goes_from_the_log(here: Machine, there: Machin
     await (await there.opened(2)).close()
     assert there.documents.imported == {}
     assert there.tree() == {}
+
+
+async def test_a_document_made_anew_at_once_is_saved(here: Machine, there: Machine) -> None:
+    worker = await here.opened(1)
+    for n in range(5):
+        here.documents.edit("doc.txt", str(n).encode())
+    await worker.flush()
+    here.documents.texts.clear()
+    here.documents.edit("doc.txt", b"another document, its versions begin at 1")
+    worker.start()
+    worker.touched("doc.txt")
+    await until(lambda: not worker.status().pending)
+    crash(worker)
+    await (await there.opened(2)).close()
+    assert (there.workspace / "doc.txt").read_text().startswith("another")
 
 
 async def test_ignored_paths_stay_out(here: Machine, there: Machine) -> None:
@@ -446,7 +464,7 @@ def test_crashes_at_every_step_lose_nothing(seed: int) -> None:
                         break
                 if dice.random() < 0.5:
                     await worker.close()
-            except Killed:
+            except (Killed, StoreError):
                 pass
             finally:
                 crash(worker)
