@@ -318,7 +318,6 @@ class Document:
         raise OSError(f"{self.path!r} is being changed without pause")
 
     def _write(self, data: bytes, expected: _FileKey) -> _FileKey:
-        mode = None
         try:
             if file_key(self._root.lstat(self.path)) != expected:
                 raise _Changed
@@ -328,7 +327,7 @@ class Document:
             folder = self.path.rpartition("/")[0]
             if folder:
                 self._root.mkdir(folder, parents=True, exist_ok=True)
-        return file_key(self._root.write_atomic(self.path, data, mode=mode))
+        return file_key(self._root.write_atomic(self.path, data))
 
     async def _compact(self, mark: SavedMark) -> None:
         if self.history.size < max(COMPACT_ABOVE, _OUTGROWN * self._compact_size):
