@@ -102,10 +102,12 @@ const look = EditorView.theme({
     top: '-1.45em',
     left: '-1px',
     opacity: '1',
+    animation: 'cursor-name 300ms 3s forwards',
     transitionDelay: '0s',
     pointerEvents: 'none',
   },
   '.cm-line:first-child .cm-ySelectionInfo': { top: '1.5em', borderRadius: '0 4px 4px 4px' },
+  '.cm-ySelectionCaret:hover > .cm-ySelectionInfo': { animation: 'none', opacity: '1' },
   '.cm-ySelectionCaretDot': { display: 'none' },
   '.cm-ySelectionCaret': { borderLeftWidth: '1.5px', borderRightWidth: '1px' },
 });

@@ -12,7 +12,9 @@ const STRONG = [
 export function colorOf(name: string): PersonColor {
   let hash = 2166136261;
   for (let i = 0; i < name.length; i += 1) hash = Math.imul(hash ^ name.charCodeAt(i), 16777619);
-  const strong = STRONG[(hash >>> 0) % STRONG.length]!;
+  hash = Math.imul(hash ^ (hash >>> 16), 0x85ebca6b);
+  hash = Math.imul(hash ^ (hash >>> 13), 0xc2b2ae35);
+  const strong = STRONG[((hash ^ (hash >>> 16)) >>> 0) % STRONG.length]!;
   return { strong, light: `${strong}40` };
 }
 

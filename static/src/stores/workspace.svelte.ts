@@ -31,6 +31,8 @@ export class Workspace {
   runner = $state<Connection>({ kind: 'connecting' });
   cursor = $state<{ line: number; column: number; selected: number } | null>(null);
   lost = $state(false);
+  focusAsked = $state(0);
+  focusGiven = 0;
   unsynced = $derived([...this.docs.values()].some((d) => d.unsynced));
   #events: Socket[] = [];
   #poll: ReturnType<typeof setTimeout> | undefined;
@@ -76,8 +78,10 @@ export class Workspace {
     return found;
   }
 
-  open(path: string): void {
+  /** `focus`: the cursor goes into the editor as well. */
+  open(path: string, focus = false): void {
     this.layout.open(path);
+    if (focus) this.focusAsked += 1;
     void this.files.reveal(path);
   }
 
