@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import gc
 import logging
+import os
 import signal
 import sys
 
@@ -20,6 +21,12 @@ def _few_arenas() -> None:
     """Let glibc's threads share two heaps: an arena for each costs an idle worker several MiB."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2)
+
+
+def _skip_authorities(endpoint: str) -> None:
+    """Spare a store without TLS the 16 to 35 ms in which aiohttp, when imported, loads the CA bundle."""
+    if endpoint.startswith("http:"):
+        os.environ["SSL_CERT_FILE"] = os.devnull
 
 
 def _give_back() -> None:
@@ -71,6 +78,7 @@ def main() -> None:
     # user code may link a FIFO or exceed a quota: writes fail with an error, they do not kill
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     _few_arenas()
+    _skip_authorities(config.store.endpoint_url)
     sys.exit(asyncio.run(_run(config, args.listen)))
 
 
