@@ -27,10 +27,8 @@ log = logging.getLogger(__name__)
 class Limits:
     """Bounds that an operator sets. Counts, bytes and seconds."""
 
-    concurrent_starts: int = 8
     max_body: int = 4 * 2**20
     max_upload: int = 512 * 2**20
-    projects_per_user: int = 200
     members_per_project: int = 100
     tokens_per_user: int = 100
     session_seconds: int = 30 * 24 * 3600

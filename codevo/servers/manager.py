@@ -346,6 +346,7 @@ class ServerManager(LoggingConfigurable):
         failure = ""
         try:
             async with asyncio.timeout(grace + 15):
+                await self._pods.forget(server.project)
                 await self._spawner.stop(server.project, grace=grace)
         except Exception as e:
             log.error("server %s: could not be stopped: %r", server.project, e)

@@ -37,6 +37,9 @@ class PodCalls(Protocol):
     ) -> Any:
         """The decoded JSON of the answer. Raises when there is none or it is an error."""
 
+    async def forget(self, project: str) -> None:
+        """The workspace goes: close its sockets (1012) and connections."""
+
 
 class StoreConfigs(Protocol):
     """Where a project's worker finds its objects."""

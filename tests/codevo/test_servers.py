@@ -485,3 +485,16 @@ def test_strangers_start_only_so_often() -> None:
     assert guests.take("c") > 0  # all together
     clock[0] = 61.0
     assert guests.take("c") == 0 and guests.take("a") == 0
+
+
+async def test_stopping_closes_the_sockets_first() -> None:
+    async with managing() as (manager, spawner, pods, _):
+        manager.start("p", "ann")
+        await manager.wait("p", WAIT)
+        spawner.stop_gate.clear()
+        stopping = manager.begin_stop("p")
+        assert stopping
+        await until(lambda: pods.forgotten == ["p"])
+        assert manager.status("p").state is S.STOPPING
+        spawner.stop_gate.set()
+        await stopping
