@@ -135,7 +135,6 @@ class ProjectHandler(ApiHandler):
         """Stop it and delete everything that belongs to it."""
         with translated():
             await self.hub.projects.delete(project_id)
-        await self.hub.pods.forget(project_id)
         self.set_status(204)
         self.finish()
 
