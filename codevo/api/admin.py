@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import logging
 from typing import Any
 
 from codevo.api.base import ApiHandler
@@ -15,6 +16,9 @@ from codevo.api.workspaces import owner_of, translated
 from codevo.servers import ServerEntry
 from codevo.spawner.base import ServerState, SpawnError
 from codevo.store import Project, User, rfc3339
+from pod_runtime.protocol.roles import Role
+
+log = logging.getLogger(__name__)
 
 PATCH_USER = {
     "type": "object",
@@ -158,6 +162,29 @@ class OneServer(ApiHandler):
         self.set_status(204)
 
 
+class OneProject(ApiHandler):
+    """One project of anybody's. Administrators have no silent access: to open it they become a member."""
+
+    @needs(admin=True)
+    async def post(self, project_id: str) -> None:
+        """Join it as an owner, visibly for its members: 200 ``{"role": "owner"}``."""
+        if await self.hub.store.projects.get(project_id) is None:
+            raise Problem(404, "There is no such project.", code="project")
+        role = await self.hub.store.members.raise_to(project_id, self.user.id, Role.OWNER)
+        log.warning("administrator %s joined project %s", self.user.name, project_id)
+        self.write_json({"role": str(role)})
+
+    @needs(admin=True)
+    async def delete(self, project_id: str) -> None:
+        """Stop it and delete everything that belongs to it: 204."""
+        if await self.hub.store.projects.get(project_id) is None:
+            raise Problem(404, "There is no such project.", code="project")
+        with translated():
+            await self.hub.projects.delete(project_id)
+        log.warning("administrator %s deleted project %s", self.user.name, project_id)
+        self.set_status(204)
+
+
 def _forget(task: asyncio.Future[None]) -> None:
     """The failure of a stop that nobody waits for any more is in the server's own state."""
     if not task.cancelled():
@@ -182,4 +209,5 @@ def routes() -> list[Route]:
         (r"/api/admin/users/(?P<who>[^/]+)", Person),
         (r"/api/admin/servers", ServerList),
         (r"/api/admin/servers/(?P<project_id>[a-z2-7]{16})", OneServer),
+        (r"/api/admin/projects/(?P<project_id>[a-z2-7]{16})", OneProject),
     ]

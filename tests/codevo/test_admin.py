@@ -84,3 +84,20 @@ async def test_servers_are_listed_and_stopped(site: Site) -> None:
     started = await admin("POST", f"/api/admin/servers/{projects[0].id}")
     assert started.status == 202 and started.json["state"] == "starting"
     assert (await admin("POST", "/api/admin/servers/aaaaaaaaaaaaaaaa")).status == 404
+
+
+async def test_an_administrator_joins_visibly_or_deletes(site: Site) -> None:
+    _, admin = await site.person("root1", admin=True)
+    ana, browser = await site.person("ana")
+    project = await site.project(ana)
+    path = f"/api/admin/projects/{project.id}"
+    assert (await admin("GET", f"/api/projects/{project.id}")).status == 404, "no silent access"
+    assert (await browser("POST", path, {})).status == 403
+    assert (await admin("POST", path, {})).json == {"role": "owner"}
+    members = (await browser("GET", f"/api/projects/{project.id}")).json["members"]
+    assert {m["name"] for m in members} == {"ana", "root1"}
+    assert (await browser("DELETE", path)).status == 403
+    assert (await admin("DELETE", path)).status == 204
+    assert (await browser("GET", f"/api/projects/{project.id}")).status == 404
+    for method in ("POST", "DELETE"):
+        assert (await admin(method, "/api/admin/projects/aaaaaaaaaaaaaaaa")).status == 404
