@@ -110,8 +110,10 @@ class Worker:
             await self.persistence.open(self._progress)
             self.documents.on_touched = self.persistence.touched
             self.persistence.subscribe(lambda status: self.events.send(self.durability_event()))
-            self.persistence.start()
             self.documents.start()
+            # before the first commit, which would take the older text from the disk
+            await self.documents.recover()
+            self.persistence.start()
             await self._watcher.start()
             self.state, self.percent, self.message = "ready", 100, "Ready"
         except Exception as e:

@@ -300,6 +300,8 @@ class Document:
             data = TextFile(text, self._crlf).encode()
             digest = sha256(data)
             if there and digest == self._disk:
+                if not self.history.finished:
+                    self.history.mark(SavedMark(digest, self.history.count, True))
                 await self.history.sync()
                 self.saved_version = version
                 return False

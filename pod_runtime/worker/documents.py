@@ -118,6 +118,21 @@ class LiveDocuments:
                 self._forget(path)
         self._janitor = asyncio.create_task(self._close_idle(), name="documents janitor")
 
+    async def recover(self) -> None:
+        """Save what a crash left in a history alone, one document at a time; call before anything is committed.
+
+        A file that changed meanwhile is merged, as when a client opens it. One that cannot be written stays open,
+        so its text is committed from the history.
+        """
+        for path in await asyncio.to_thread(self._store.unfinished):
+            try:
+                document = await self._get(path)
+            except Refused as e:
+                log.warning("a document ahead of its file could not be opened: %s", e)
+                continue
+            async with self._gate:
+                await self._close_saved(document)
+
     async def close(self) -> None:
         """Save and close everything."""
         if self._janitor is not None:

@@ -54,6 +54,12 @@ class LogContent:
     marks: list[SavedMark] = field(default_factory=list)
     size: int = 0
 
+    @property
+    def finished(self) -> bool:
+        """Whether all of it is known to have reached /workspace."""
+        last = self.marks[-1] if self.marks else None
+        return last is not None and last.done and last.updates == len(self.updates)
+
 
 def encode_record(kind: Record, payload: bytes) -> bytes:
     """One record as bytes."""
@@ -104,6 +110,7 @@ class History:
         self.path, self.epoch = content.path, content.epoch
         self.count = len(content.updates)
         self.size = content.size
+        self._finished = self.count if content.finished else 0
         self._fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         os.ftruncate(self._fd, self.size)
         self._waiting: list[bytes] = []
@@ -117,6 +124,12 @@ class History:
     def mark(self, mark: SavedMark) -> None:
         """Queue the record of a save."""
         self._waiting.append(mark_record(mark))
+        self._finished = mark.updates if mark.done else 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last mark says that all appended so far is on disk."""
+        return self._finished == self.count
 
     @property
     def unsynced(self) -> bool:
@@ -161,6 +174,7 @@ class History:
             _temporary(self.file).replace(self.file)
             os.close(self._fd)
             self._fd, self.size, self.count = fresh, len(data), 1
+            self._finished = 1
             self._waiting.clear()
 
     def close(self) -> None:
@@ -242,6 +256,15 @@ class HistoryStore:
                 return content
         self.discard(path)
         return None
+
+    def unfinished(self) -> list[str]:
+        """Paths whose history may be ahead of the file: what a crash leaves. Reads all, one at a time. Blocks."""
+        found = []
+        for path, file in sorted(self._index.items()):
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                if not decode_log(file.read_bytes()).finished:
+                    found.append(path)
+        return found
 
     def open(self, path: str, content: LogContent) -> History:
         """Go on appending to the log that `read` gave."""

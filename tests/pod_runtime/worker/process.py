@@ -1,8 +1,12 @@
-"""A worker process with a persistence that only counts: ``python process.py CONFIG FD [FILE_SIZE]``."""
+"""A worker process with a persistence that only counts: ``python process.py CONFIG FD [FILE_SIZE | die]``.
+
+With ``die`` it ends as by kill -9 between the fsync of a document's history and the write of its text.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import resource
 import signal
 import sys
@@ -10,6 +14,7 @@ from pathlib import Path
 
 from pod_runtime.protocol.config import WorkerConfig, listening_socket
 from pod_runtime.worker.app import Worker
+from pod_runtime.worker.document import Document
 from tests.pod_runtime.worker.harness import CountingPersistence
 
 
@@ -25,7 +30,13 @@ async def run() -> None:
     await worker.close()
 
 
-if len(sys.argv) > 3:
+def die(*args: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+if sys.argv[3:] == ["die"]:
+    Document._write = die  # type: ignore[assignment, method-assign]
+elif len(sys.argv) > 3:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), int(sys.argv[3])))
 asyncio.run(run())

@@ -106,6 +106,33 @@ async def test_killed_between_edit_and_save(process: ProcessSite) -> None:
     await site.on_disk("f", expected)
 
 
+@pytest.mark.parametrize("changed", [False, True])
+async def test_killed_before_the_text_is_written(tmp_path: Path, changed: bool) -> None:
+    """Nobody opens the document again, and yet its file gets the text; a file that changed is merged."""
+    site = ProcessSite(tmp_path)
+    (site.path / "f").write_text("one\ntwo\nthree\n")
+    (site.path / "other").write_text("x")
+    await site.start(more=["die"])
+    try:
+        await site.client("other")
+        ann = await site.client("f")
+        ann.text += "four\n"
+        assert await asyncio.wait_for(site.process.wait(), 30) == -signal.SIGKILL
+        assert (site.path / "f").read_text() == "one\ntwo\nthree\n"
+        if changed:
+            (site.path / "f").write_text("zero\none\ntwo\nthree\n")
+        expected = ("zero\n" if changed else "") + "one\ntwo\nthree\nfour\n"
+        await site.stop()
+        await site.start()
+        # it was written before the worker became ready
+        assert (site.path / "f").read_text() == expected
+        assert (site.path / "other").read_text() == "x"
+        assert HistoryStore(tmp_path / "state").unfinished() == []
+        await (await site.client("f", doc=ann.doc)).has(expected)
+    finally:
+        await site.stop()
+
+
 async def test_term_saves_and_exits_with_0(process: ProcessSite) -> None:
     (process.path / "f").write_text("a")
     ann = await process.client("f")
