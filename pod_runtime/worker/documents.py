@@ -119,10 +119,10 @@ class LiveDocuments:
         self._janitor = asyncio.create_task(self._close_idle(), name="documents janitor")
 
     async def recover(self) -> None:
-        """Save what a crash left in a history alone, one document at a time; call before anything is committed.
+        """Save what a crash left in a history alone, one document at a time, before anything is committed.
 
-        A file that changed meanwhile is merged, as when a client opens it. One that cannot be written stays open,
-        so its text is committed from the history.
+        A file that changed meanwhile is merged, as when a client opens it. One that cannot be written stays
+        open, so its text is committed from the history.
         """
         for path in await asyncio.to_thread(self._store.unfinished):
             try:

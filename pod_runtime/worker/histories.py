@@ -258,7 +258,7 @@ class HistoryStore:
         return None
 
     def unfinished(self) -> list[str]:
-        """Paths whose history may be ahead of the file: what a crash leaves. Reads all, one at a time. Blocks."""
+        """Paths whose history may be ahead of the file, as a crash leaves them. Reads each; blocks."""
         found = []
         for path, file in sorted(self._index.items()):
             with contextlib.suppress(OSError, ValueError, KeyError):
