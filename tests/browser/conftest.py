@@ -15,6 +15,15 @@ from tests.browser.people import ARTIFACTS, PATIENCE, Person
 from tests.harness import HubProcess
 
 DIST = Path(__file__).parents[2] / "static" / "dist"
+# nothing that calls home
+FLAGS = [
+    "--no-sandbox",
+    "--disable-quic",
+    "--disable-background-networking",
+    "--no-first-run",
+    "--disable-component-update",
+    "--disable-sync",
+]
 _numbers = itertools.count(1)
 
 
@@ -31,16 +40,11 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubProcess]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    program = next(
-        (p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), None
-    )
+    program = shutil.which("chromium") or shutil.which("google-chrome")
     assert program, "Chromium is missing: apt-get install chromium"
-    flags = "no-sandbox disable-quic disable-background-networking no-first-run disable-component-update disable-sync"
     expect.set_options(timeout=PATIENCE)
     with sync_playwright() as playwright:
-        found = playwright.chromium.launch(
-            executable_path=program, args=[f"--{flag}" for flag in flags.split()]
-        )
+        found = playwright.chromium.launch(executable_path=program, args=FLAGS)
         yield found
         found.close()
 

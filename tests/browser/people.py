@@ -23,7 +23,8 @@ PATIENCE = 30_000
 REFUSALS = re.compile(r"Failed to load resource: the server responded with a status of 4\d\d")
 #: What it writes while the hub, the workspace or the network is away.
 OUTAGE = re.compile(
-    r"WebSocket connection to .* failed|status of 50[0-9]|net::ERR_(CONNECTION|INTERNET|NETWORK|EMPTY|SOCKET|INCOMPLETE)"
+    r"WebSocket connection to .* failed|status of 50[0-9]"
+    r"|net::ERR_(CONNECTION|INTERNET|NETWORK|EMPTY|SOCKET|INCOMPLETE)"
 )
 
 _EDITOR_TEXT = """(content) => [...content.querySelectorAll('.cm-line')].map((line) => {
@@ -63,9 +64,12 @@ class Person:
         page.on("pageerror", lambda error: self._complain(f"{error.name}: {error.message}\n{error.stack}"))
 
     def _console(self, message: ConsoleMessage) -> None:
-        text = f"{message.text} ({message.location.get('url', '')})"
+        where = message.location.get("url", "")
+        text = f"{message.text} ({where})"
         self.log.append(f"{message.type}: {text}")
-        if message.type == "error" and not any(noise.search(text) for noise in self.noise):
+        # what runs in a preview is a person's own program
+        ours = not where or where.startswith(self.hub.url)
+        if message.type == "error" and ours and not any(noise.search(text) for noise in self.noise):
             self.complaints.append(text)
 
     def _complain(self, text: str) -> None:
@@ -139,6 +143,16 @@ class Person:
         expect(editor).to_be_visible()
         return editor
 
+    def find(self, path: str) -> Locator:
+        """Open a file by its name; gives its editor."""
+        self.page.keyboard.press("Control+p")
+        dialog = self.page.get_by_role("dialog", name="Find a file")
+        dialog.get_by_role("combobox").fill(path)
+        dialog.get_by_role("option", name=path.rpartition("/")[2]).first.click()
+        editor = self.editor(path)
+        expect(editor).to_be_visible()
+        return editor
+
     def tree_item(self, name: str) -> Locator:
         return self.page.get_by_role("tree").get_by_role("treeitem", name=name, exact=True)
 
@@ -148,7 +162,8 @@ class Person:
         self.page.get_by_role("menuitem", name=item).click()
 
     def editor(self, path: str) -> Locator:
-        return self.page.get_by_role("textbox", name=re.compile(rf"^Editor of {re.escape(path)}(,|$)"))
+        escaped = re.escape(path).replace("/", r"\/")
+        return self.page.get_by_role("textbox", name=re.compile(rf"^Editor of {escaped}(,|$)"))
 
     def text(self, path: str) -> str:
         return str(self.editor(path).evaluate(_EDITOR_TEXT))
@@ -202,7 +217,7 @@ class Person:
 
     def picture(self, name: str, page: Page | None = None) -> None:
         ARTIFACTS.mkdir(parents=True, exist_ok=True)
-        (page or self.page).screenshot(path=ARTIFACTS / f"{name}.png")
+        (page or self.page).screenshot(path=ARTIFACTS / f"{name}.png", animations="disabled")
 
     def pictures(self, name: str, page: Page | None = None) -> None:
         """The same state light and dark, on a desktop and on a phone; nothing may stick out sideways."""
@@ -211,6 +226,7 @@ class Person:
             page.set_viewport_size(viewport)  # type: ignore[arg-type]
             for scheme in ("light", "dark"):
                 page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+                expect(page.locator(f"html[data-theme={scheme}]")).to_be_attached()
                 self.picture(f"{name}-{size}-{scheme}", page)
             too_wide = page.evaluate("document.documentElement.scrollWidth - innerWidth")
             assert too_wide <= 0, f"{name} is {too_wide} px too wide on a {size} screen"
