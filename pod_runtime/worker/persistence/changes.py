@@ -111,15 +111,14 @@ class Changes:
     ) -> Prepared:
         """Look at ``paths`` (None: at everything) and pack what differs from the manifest."""
         try:
-            for capture in captures:
-                self._document(capture)
+            closed = {capture.path for capture in captures if not self._document(capture)}
             for path in self._manifest.docs.keys() - histories - self._docs.keys():
                 self._delta.docs[path] = None
                 self._deleted.append(f"docs/{path}")
             if paths is None:
                 self._everything()
             else:
-                for path in sorted(set(paths)):
+                for path in sorted(closed.union(paths)):
                     self._path(path)
             self._body.close()
             body = self._spool.result()
@@ -134,17 +133,22 @@ class Changes:
 
     # -- documents
 
-    def _document(self, capture: DocumentCapture) -> None:
+    def _document(self, capture: DocumentCapture) -> bool:
+        """Take a document's history, and of an open one its text; False: the file on disk speaks for it."""
         path = capture.path
         self._versions[path] = capture.version
         if self._ignore.beneath(path):
-            return
+            return True
         text = hashlib.sha256(capture.text).hexdigest()
         history = hashlib.sha256(capture.history).hexdigest()
         known = self._manifest.docs.get(path)
-        if known == (capture.epoch, history, text) and path not in self._live:
-            return  # closed and in the log already: the file on disk speaks for itself
-        self._live.add(path)
+        if known != (capture.epoch, history, text):
+            self._docs[path] = DocMeta(capture.epoch, text)
+            self._add(Member(Area.DOCS, path, size=len(capture.history)), (capture.history,))
+            self._delta.docs[path] = Doc(capture.epoch, history, text)
+        if path not in self._live:
+            # closed, so saved: what differs on disk came later, and opening merges it
+            return False
         old = self._manifest.entries.get(path)
         try:
             st = self._root.lstat(path)
@@ -156,10 +160,7 @@ class Changes:
             member = Member(Area.WORKSPACE, path, mode=mode, mtime_ns=mtime, size=len(capture.text))
             self._add(member, (capture.text,))
             self._delta.entries[path] = entry
-        if known != (capture.epoch, history, text):
-            self._docs[path] = DocMeta(capture.epoch, text)
-            self._add(Member(Area.DOCS, path, size=len(capture.history)), (capture.history,))
-            self._delta.docs[path] = Doc(capture.epoch, history, text)
+        return True
 
     def _add(self, member: Member, chunks: Iterable[bytes]) -> None:
         self._body.add(member, (c for c in chunks if c))
@@ -238,11 +239,23 @@ class Changes:
     def _gone(self, path: str) -> None:
         if path not in self._manifest.entries or path in self._live or path in self._delta.entries:
             return
-        if any(path.startswith(prefix) for prefix in self._unsure):
+        if any(path.startswith(prefix) for prefix in self._unsure) or self._held(path):
             return
         self._room += self._manifest.entries[path].size
         self._delta.entries[path] = None
         self._deleted.append(f"workspace/{path}")
+
+    def _held(self, path: str) -> bool:
+        """Whether the log keeps ``path``: it was never restored here, and its place is free."""
+        if not self._manifest.entries[path].held:
+            return False
+        try:
+            self._root.lstat(path)
+        except (NotADirectoryError, safefs.NotRegular):
+            return False  # something else stands where its folder was, and a restore cannot have both
+        except (OSError, safefs.InvalidPath):
+            return True
+        return False  # ignored from now on, or of a kind that is not kept: that is somebody's decision
 
     def _look(self, entry: safefs.Entry) -> None:
         if self._stopped():

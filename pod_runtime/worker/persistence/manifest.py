@@ -24,7 +24,8 @@ T = TypeVar("T")
 class Entry(NamedTuple):
     """One committed path. ``digest``: SHA-256 of a file, the target of a link. ``mtime_ns`` 0: look again.
 
-    An empty ``digest`` of a file stands for "the log has something here, but not known what".
+    An empty ``digest`` of a file stands for "the log has something here, but not known what". A negative
+    ``mtime_ns`` says that it could not be restored here (`HELD`, or `HELD_FULL` for want of space).
     """
 
     kind: Kind
@@ -33,6 +34,11 @@ class Entry(NamedTuple):
     mtime_ns: int = 0
     inode: int = 0
     digest: str = ""
+
+    @property
+    def held(self) -> bool:
+        """Whether only the log has it: that it is not on disk does not mean that somebody deleted it."""
+        return self.mtime_ns < 0
 
 
 class Doc(NamedTuple):
@@ -44,6 +50,7 @@ class Doc(NamedTuple):
 
 
 UNKNOWN = Entry(Kind.FILE)
+HELD, HELD_FULL = -1, -2
 
 
 @dataclass(slots=True)
@@ -56,7 +63,7 @@ class Delta:
 
 class Manifest:
     """Blocking but short. ``info``: ``state`` (``ok`` or ``restoring``), ``seq``, ``generation``, ``writer``,
-    ``version``."""
+    ``version``, ``unsaved`` (while restoring: JSON of the paths that the log must not overwrite)."""
 
     def __init__(self, file: Path) -> None:
         self.entries: dict[str, Entry] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import json
 import logging
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -18,7 +19,7 @@ from pod_runtime.journal.writer import Fenced, LogWriter, Moved
 from pod_runtime.worker import safefs
 from pod_runtime.worker.persistence.changes import Changes, Notice
 from pod_runtime.worker.persistence.ignore import MAX_TOML, Ignore, patterns_of
-from pod_runtime.worker.persistence.manifest import UNKNOWN, Delta, Entry, Manifest
+from pod_runtime.worker.persistence.manifest import HELD_FULL, UNKNOWN, Delta, Entry, Manifest
 from pod_runtime.worker.persistence.restore import Restorer, SetAside
 from pod_runtime.worker.ports import Documents
 
@@ -80,7 +81,9 @@ class Opener:
     async def _take(self, found: Log) -> None:
         manifest = self._manifest
         if manifest.usable and manifest.seq == found.last:
-            return  # what differs on disk is work that came after; the first look finds it
+            # what differs on disk is work that came after; the first look finds it
+            await self._retry(found)
+            return
         if manifest.usable and manifest.seq > found.last:
             log.warning("the log ends at %d, before what was committed here (%d)", found.last, manifest.seq)
             self._notice("warning", "The object store has lost recent commits; they are written again")
@@ -125,19 +128,21 @@ class Opener:
         names = _Names()
         async for _ in reader.replay(self._store, await reader.plan(self._store, found), names):
             pass
+        held = {path: e for path, e in self._manifest.entries.items() if e.held and path in names.entries}
         self._manifest.reset({"state": "ok", "seq": found.last})
-        self._manifest.apply(Delta(names.entries), {})
+        self._manifest.apply(Delta({**names.entries, **held}), {})
 
     async def _restore(self, found: Log) -> None:
         manifest = self._manifest
         known = set(manifest.entries)
         aside = SetAside(self._root, aside_folder())
-        unsaved: set[str] = set()
-        if manifest.info.get("state") != "restoring":
-            # an interrupted restore had nothing of its own yet: it is simply done again
+        if manifest.info.get("state") == "restoring":
+            # done again: what the interrupted one wrote is nobody's work, what it had still to set aside is
+            unsaved = set(json.loads(manifest.info.get("unsaved") or "[]"))
+        else:
             unsaved = await asyncio.to_thread(self._unsaved)
             await self._set_documents_aside(aside)
-        manifest.apply(Delta(), {"state": "restoring"})
+            manifest.apply(Delta(), {"state": "restoring", "unsaved": json.dumps(sorted(unsaved))})
         plan = await reader.plan(self._store, found)
         total = await self._size(found)
         restorer = Restorer(self._root, aside, unsaved)
@@ -157,14 +162,39 @@ class Opener:
                 "warning",
                 f"Unsaved work from an earlier session is in {aside.folder} ({aside.count} files)",
             )
-        if restorer.skipped:
-            self._notice("error", f"{len(restorer.skipped)} files could not be restored")
-        # those stay as unknown in the manifest, or they would count as deleted and be lost in the log
-        if restorer.skipped:
-            raise OSError(f"{len(restorer.skipped)} files could not be restored: {restorer.skipped[0]!r}")
-        manifest.reset({"state": "ok", "seq": found.last})
+        self._tell_skipped(restorer)
+        manifest.reset({"state": "ok", "seq": found.last, "unsaved": ""})
         manifest.apply(restorer.delta, {})
         self._progress(100, f"Restored {restorer.files} files")
+
+    async def _retry(self, found: Log) -> None:
+        """Once more what found no space at an earlier start; a place that somebody has used is left alone."""
+        wanted = {
+            path
+            for path, entry in self._manifest.entries.items()
+            if entry.mtime_ns == HELD_FULL and not self._root.exists(path)
+        }
+        if not wanted:
+            return
+        restorer = Restorer(self._root, SetAside(self._root, aside_folder()), set(), wanted)
+        try:
+            async for _ in reader.replay(self._store, await reader.plan(self._store, found), restorer):
+                self._progress(0, "Restoring files")
+        finally:
+            restorer.abort()
+        self._tell_skipped(restorer)
+        self._manifest.apply(restorer.delta, {})
+
+    def _tell_skipped(self, restorer: Restorer) -> None:
+        if not restorer.skipped:
+            return
+        names = ", ".join(ascii(path[:100]) for path in restorer.skipped[:3])
+        more = ", …" if len(restorer.skipped) > 3 else ""
+        log.warning("%d files could not be restored: %s%s", len(restorer.skipped), names, more)
+        self._notice(
+            "error",
+            f"{len(restorer.skipped)} files could not be restored here; they stay saved: {names}{more}",
+        )
 
     def _import(self, restorer: Restorer) -> None:
         for h in restorer.histories:

@@ -392,7 +392,9 @@ class Persister:
         assert self._writer is not None
         single = reader.Log(None, None, None, (seq,))
         names = (await reader.plan(self._writer.store, single)).last
-        entries = {n.partition("/")[2]: UNKNOWN for n in names if n.startswith("workspace/")}
+        paths = (n.partition("/")[2] for n in names if n.startswith("workspace/"))
+        known = self._manifest.entries
+        entries = {path: UNKNOWN for path in paths if path not in known or not known[path].held}
         await asyncio.to_thread(self._manifest.apply, Delta(dict(entries)), {"seq": seq})
         if self._in_flight is not None:
             _discard(self._in_flight[0])
@@ -407,9 +409,9 @@ class Persister:
         if self._in_flight is not None:
             _discard(self._in_flight[0])
         aside = SetAside(self._root, aside_folder())
-        captures = self._documents.capture(self._since)
+        captures, live = self._documents.capture(self._since), self._documents.open_paths()
         with contextlib.suppress(OSError):
-            await asyncio.to_thread(self._set_aside, aside, captures)
+            await asyncio.to_thread(self._set_aside, aside, captures, live)
         self._in_flight = None
         if aside.count:
             words += f"; unsaved work is in {aside.folder}"
@@ -417,19 +419,19 @@ class Persister:
         self._failed(words)
         self.fenced.set()
 
-    def _set_aside(self, aside: SetAside, captures: list[DocumentCapture]) -> None:
+    def _set_aside(self, aside: SetAside, captures: list[DocumentCapture], live: set[str]) -> None:
         assert self._manifest is not None
         prepared = Changes(
             self._root,
             self._manifest,
             self._ignore,
             spool=self._spool,
-            live=set(),
+            live=live,
             max_workspace=2**62,
             notice=lambda level, message: None,
         ).build(captures, set(self._manifest.docs), None)
         _discard(prepared)
-        texts = {c.path: c.text for c in captures}
+        texts = {c.path: c.text for c in captures if c.path in live}
         for path, entry in prepared.delta.entries.items():
             if entry is None or entry.kind != "file" or path.startswith(".codevo/set-aside-"):
                 continue

@@ -11,7 +11,7 @@ from stat import S_IMODE
 
 from pod_runtime.journal.format import Area, DocMeta, Kind, Member, Meta
 from pod_runtime.worker import safefs
-from pod_runtime.worker.persistence.manifest import Delta, Doc, Entry
+from pod_runtime.worker.persistence.manifest import HELD, HELD_FULL, Delta, Doc, Entry
 
 MAX_HISTORY = 64 * 2**20
 
@@ -60,11 +60,13 @@ class Restorer:
     """`format.Sink` that writes into the workspace. ``unsaved`` are paths that may hold work of their own.
 
     Blocking: fed in a thread. ``histories`` gathers what the caller hands to the documents and clears.
+    ``only`` restricts it to these files. What cannot be written is ``skipped``, and held in ``delta``.
     """
 
     root: safefs.Root
     aside: SetAside
     unsaved: set[str]
+    only: set[str] | None = None
     delta: Delta = field(default_factory=Delta)
     histories: list[RestoredHistory] = field(default_factory=list)
     files: int = 0
@@ -80,6 +82,8 @@ class Restorer:
         pass
 
     def begin(self, member: Member) -> bool:
+        if self.only is not None and (member.area is Area.DOCS or member.path not in self.only):
+            return False
         if member.area is Area.DOCS:
             if member.size > MAX_HISTORY:
                 self.skipped.append(member.name)
@@ -89,10 +93,17 @@ class Restorer:
         try:
             return self._begin(member)
         except (OSError, safefs.InvalidPath) as e:
-            if isinstance(e, safefs.DiskFull):
-                raise
-            self.skipped.append(member.path)
+            self._skip(member, e)
             return False
+
+    def _skip(self, member: Member, error: Exception) -> None:
+        """Go on without ``member``: the log keeps it."""
+        self.abort()
+        self._member = None
+        self.skipped.append(member.path)
+        held = HELD_FULL if isinstance(error, safefs.DiskFull) else HELD
+        self.delta.entries[member.path] = Entry(member.kind, member.mode, member.size, held)
+        self._folders.pop(member.path, None)
 
     def _begin(self, member: Member) -> bool:
         path = member.path
@@ -169,13 +180,18 @@ class Restorer:
     def data(self, chunk: bytes) -> None:
         if self._file is not None:
             self._hash.update(chunk)
-            self._file.write(chunk)
-        else:
+            try:
+                self._file.write(chunk)
+            except OSError as e:
+                assert self._member is not None
+                self._skip(self._member, e)
+        elif self._member is not None:
             self._data += chunk
 
     def end(self) -> None:
-        member = self._member
-        assert member is not None
+        member, self._member = self._member, None
+        if member is None:
+            return  # skipped
         if self._file is None:
             assert member.doc is not None
             self.histories.append(RestoredHistory(member.path, bytes(self._data), member.doc))
@@ -188,8 +204,12 @@ class Restorer:
             if self._digest(path) not in (digest, None):
                 self.aside.move(path)
             self.unsaved.discard(path)
-        self._file.set_mtime(member.mtime_ns)
-        st = self._file.commit(sync=False)
+        try:
+            self._file.set_mtime(member.mtime_ns)
+            st = self._file.commit(sync=False)
+        except OSError as e:
+            self._skip(member, e)
+            return
         self._stack.close()
         self._file = None
         mode = S_IMODE(st.st_mode) & 0o777
@@ -215,14 +235,16 @@ class Restorer:
 
     def finish(self, known: Iterable[str]) -> None:
         """Remove what the log no longer has (``known``: what it once had), set aside what it never had."""
+        # an older state of what is held would be committed over the newer one that the log has
+        taken = {path for path, entry in self.delta.entries.items() if entry is not None and not entry.held}
         for path in sorted(self.unsaved):
-            if path in self.delta.entries:
+            if path in taken:
                 continue
             with contextlib.suppress(OSError, safefs.InvalidPath):
                 if safefs.kind_of(self.root.lstat(path)) is not safefs.Kind.DIRECTORY:
                     self.aside.move(path)
         for path in sorted(known, reverse=True):
-            if path in self.delta.entries or path in self.unsaved:
+            if path in taken or path in self.unsaved:
                 continue
             with contextlib.suppress(OSError, safefs.InvalidPath):
                 if safefs.kind_of(self.root.lstat(path)) is safefs.Kind.DIRECTORY:

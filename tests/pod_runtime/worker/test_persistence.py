@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import hashlib
 import os
 import random
@@ -20,6 +21,8 @@ from pod_runtime.journal.format import Member, Meta
 from pod_runtime.journal.memory import MemoryStore
 from pod_runtime.journal.store import StoreError
 from pod_runtime.journal.writer import Fenced
+from pod_runtime.worker import safefs
+from pod_runtime.worker.persistence import Persister, restore
 from tests.pod_runtime.worker.persistence_kit import Machine, crash
 
 
@@ -236,6 +239,19 @@ async def test_documents_are_stored_with_the_text_of_their_history(here: Machine
     await other.close()
 
 
+async def test_the_disk_speaks_for_closed_documents(here: Machine, there: Machine) -> None:
+    """A history that is not in the log yet, of a file that somebody changed since it was closed."""
+    worker = await here.opened(1)
+    here.documents.edit("doc.txt", b"as it was closed")
+    here.documents.open.clear()
+    (here.workspace / "doc.txt").write_text("changed from outside")
+    await worker.flush()
+    crash(worker)
+    await (await there.opened(2)).close()
+    assert (there.workspace / "doc.txt").read_text() == "changed from outside"
+    assert there.documents.imported["doc.txt"][0] == b"history of as it was closed"
+
+
 async def test_a_deleted_document_goes_from_the_log(here: Machine, there: Machine) -> None:
     worker = await here.opened(1)
     here.documents.edit("doc.txt", b"text")
@@ -314,6 +330,96 @@ async def test_hostile_trees_do_no_harm(here: Machine, there: Machine, tmp_path:
     assert found[b"out"] == ("link", os.fsencode(secret))
     assert b"top secret" not in repr(found).encode()
     assert sum(1 for k in found if k.endswith(b"/leaf")) == 1
+
+
+async def full_for(machine: Machine, generation: int, *names: str, number: int = errno.ENOSPC) -> Persister:
+    """Open where files of these names cannot be written."""
+    write = safefs.AtomicFile.write
+
+    def fails(file: safefs.AtomicFile, data: bytes | memoryview) -> None:
+        if file._path.rpartition("/")[2] in names:
+            write(file, data[:1])
+            if number == errno.ENOSPC:
+                raise safefs.DiskFull(number, "The disk is full", file._path)
+            raise OSError(number, os.strerror(number), file._path)
+        write(file, data)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(safefs.AtomicFile, "write", fails)
+        return await machine.opened(generation)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+async def test_what_cannot_be_restored_stays_in_the_log(
+    here: Machine, there: Machine, tmp_path: Path, bucket: MemoryStore, number: int
+) -> None:
+    worker = await here.opened(1)
+    fill(here.workspace)
+    for name in ("big", "src/big", "src/deep/big"):
+        (here.workspace / name).parent.mkdir(exist_ok=True)
+        (here.workspace / name).write_text(f"whole {name}")
+    await worker.flush()
+    await worker.close()
+    whole = here.tree()
+    other = await full_for(there, 2, "big", number=number)
+    assert ["3 files could not be restored" in n for n in there.notices] == [True]
+    assert not list(there.workspace.rglob("big"))
+    assert not list(there.workspace.rglob(safefs.TEMP_PREFIX + "*"))
+    await other.flush()
+    # work goes on: deletions and changes of the rest are committed, by looks at one path and at all
+    other.start()
+    (there.workspace / "zero").write_text("not any more")
+    (there.workspace / "run.sh").unlink()
+    other.touched("zero", "run.sh", "src", "big")
+    await until(lambda: not other.status().pending)
+    (there.workspace / "src" / "big").write_text("new")
+    await other.flush()
+    await other.close()
+    # the same place again: only what lacked space is tried again
+    await (await there.opened(3)).close()
+    assert (there.workspace / "big").exists() == (number == errno.ENOSPC)
+    third = Machine(tmp_path / "third", bucket)
+    await (await third.opened(4)).close()
+    whole[b"zero"] = ("file", 0o644, b"not any more")
+    whole[b"src/big"] = ("file", 0o644, b"new")
+    del whole[b"run.sh"]
+    assert third.tree() == whole
+
+
+async def test_an_older_state_never_replaces_one_that_could_not_be_restored(
+    here: Machine, there: Machine, tmp_path: Path, bucket: MemoryStore
+) -> None:
+    worker = await here.opened(1)
+    for name in ("big", "bigger"):
+        (here.workspace / name).write_text("old")
+    await worker.flush()
+    await worker.close()
+    other = await there.opened(2)
+    for name in ("big", "bigger"):
+        (there.workspace / name).write_text("newer")
+    await other.close()
+    (here.workspace / "bigger").write_text("unsaved")
+    again = await full_for(here, 3, "big", "bigger")
+    await again.close()
+    third = Machine(tmp_path / "third", bucket)
+    await (await third.opened(4)).close()
+    assert (third.workspace / "big").read_text() == (third.workspace / "bigger").read_text() == "newer"
+    assert [p.read_text() for p in third.workspace.glob(".codevo/*/bigger")] == ["unsaved"]
+
+
+async def test_a_file_in_the_place_of_a_folder_replaces_what_was_held(here: Machine, there: Machine) -> None:
+    worker = await here.opened(1)
+    (here.workspace / "d").mkdir()
+    (here.workspace / "d" / "big").write_text("x")
+    await worker.flush()
+    await worker.close()
+    other = await full_for(there, 2, "big")
+    (there.workspace / "d").rmdir()
+    (there.workspace / "d").write_text("a file now")
+    await other.flush()
+    await other.close()
+    await (await here.opened(3)).close()
+    assert here.tree() == {b"d": ("file", 0o644, b"a file now")}
 
 
 async def test_kinds_that_change_places(here: Machine, there: Machine) -> None:
@@ -413,6 +519,38 @@ async def test_a_record_that_was_put_but_not_noted_is_recognised(
     await again.close()
     await (await there.opened(2)).close()
     assert (there.workspace / "f").read_text() == "2"
+
+
+async def test_an_interrupted_restore_still_sets_unsaved_work_aside(
+    here: Machine, there: Machine, bucket: MemoryStore
+) -> None:
+    worker = await here.opened(1)
+    for name in ("a", "b"):
+        (here.workspace / name).write_text("old")
+    await worker.flush()
+    crash(worker)
+    other = await there.opened(2)
+    for name in ("a", "b"):
+        (there.workspace / name).write_text("newer")
+        await other.flush()
+    await other.close()
+    (here.workspace / "a").write_text("unsaved a")
+    (here.workspace / "b").write_text("unsaved b")
+    interrupted = here.worker(3)
+    begin = restore.Restorer.begin
+
+    def fails(self: restore.Restorer, member: Member) -> bool:
+        if member.path == "b":
+            raise Killed
+        return begin(self, member)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(restore.Restorer, "begin", fails)
+        await interrupted.open()
+    await (await here.opened(3)).close()
+    for name in ("a", "b"):
+        assert (here.workspace / name).read_text() == "newer"
+        assert [p.read_text() for p in here.workspace.glob(f".codevo/*/{name}")] == [f"unsaved {name}"]
 
 
 class Killed(BaseException):
