@@ -53,13 +53,44 @@ def decode(update: bytes) -> list[State]:
             text = decoder.read_var_string()
             if len(text) > MAX_STATE or client >= 2**53 or clock >= 2**53:
                 raise BadAwareness("awareness state is too large")
-            value = json.loads(text)
+            value = json.loads(text, parse_constant=_no_json)
             if value is not None and not isinstance(value, dict):
                 raise BadAwareness("awareness state is not an object")
             found.append(State(client, clock, text))
     except (RuntimeError, IndexError, ValueError, RecursionError) as e:
         raise BadAwareness(str(e)) from e
     return found
+
+
+def _no_json(constant: str) -> None:
+    """NaN and Infinity, which Python reads, would break every browser that hears them."""
+    raise BadAwareness(f"awareness state is not JSON: {constant}")
+
+
+def sign(states: Iterable[State], name: str, role: str) -> list[State]:
+    """The states with the person's real name and role, where they say any. Raises `BadAwareness`.
+
+    The conventions are y-codemirror.next's (``user.name``) and Jupyter's (``display_name`` and ``username``
+    too). States without ``user`` and ``role`` stay as they are.
+    """
+    return [_signed(state, name, role) for state in states]
+
+
+def _signed(state: State, name: str, role: str) -> State:
+    value = json.loads(state.text)
+    if value is None or not value.keys() & {"user", "role"}:
+        return state
+    user = value.get("user")
+    if isinstance(user, dict):
+        user.update(dict.fromkeys(user.keys() & {"display_name", "username"} | {"name"}, name))
+    elif user is not None:
+        value["user"] = {"name": name}
+    if "role" in value:
+        value["role"] = role
+    try:
+        return State(state.client, state.clock, json.dumps(value, allow_nan=False))
+    except ValueError as e:
+        raise BadAwareness(str(e)) from e
 
 
 def encode(states: Iterable[State]) -> bytes:

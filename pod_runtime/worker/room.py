@@ -69,7 +69,9 @@ class PresenceRoom:
 
     def awareness(self, channel: SocketChannel, update: bytes) -> None:
         """Take a client's update and tell everybody, the client itself too: its watchdog needs it."""
-        told = self.presence.apply(channel, channel.claims.subject, presence.decode(update))
+        claims = channel.claims
+        states = presence.sign(presence.decode(update), claims.name, claims.role)
+        told = self.presence.apply(channel, claims.subject, states)
         message = create_awareness_message(presence.encode(told))
         for other in list(self.channels) if told else [channel]:
             other.post(message)

@@ -3,11 +3,13 @@ from __future__ import annotations
 import asyncio
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pycrdt import Doc, Map, Text, create_sync_message, create_update_message
 
 from pod_runtime.protocol.roles import Role
+from pod_runtime.worker import presence
 from pod_runtime.worker.document import new_history
 from tests.pod_runtime.worker.harness import Site
 
@@ -124,7 +126,7 @@ async def test_viewers_see_but_cannot_edit(site: Site) -> None:
 async def test_presence_ends_with_the_socket(site: Site, path: str) -> None:
     (site.path / "f").write_text("")
     ann, bob = await site.client(path), await site.client(path, subject="bob")
-    ann.say({"user": {"name": "Änn 😀"}})
+    ann.say({"user": {"name": "Ann"}, "note": "Änn 😀"})
     await bob.until(lambda: ann.doc.client_id in bob.awareness)
     await ann.until(lambda: ann.doc.client_id in ann.awareness)
     late = await site.client(path, subject="late")
@@ -132,9 +134,44 @@ async def test_presence_ends_with_the_socket(site: Site, path: str) -> None:
     bob.say({"user": {"name": "Mallory"}}, client=ann.doc.client_id)
     bob.say({"user": {"name": "Bob"}})
     await late.until(lambda: bob.doc.client_id in late.awareness)
-    assert late.awareness[ann.doc.client_id] == {"user": {"name": "Änn 😀"}}
+    assert late.awareness[ann.doc.client_id] == {"user": {"name": "Ann"}, "note": "Änn 😀"}
     await ann.close()
     await bob.until(lambda: ann.doc.client_id not in bob.awareness)
+
+
+@pytest.mark.parametrize("path", ["f", ""])
+async def test_nobody_appears_as_somebody_else(site: Site, path: str) -> None:
+    (site.path / "f").write_text("")
+    ann = await site.client(path)
+    vic = await site.client(path, role=Role.VIEWER, subject="vic")
+    told: list[tuple[Any, Any]] = [
+        ({"user": {"name": "Ann", "color": "#123456"}}, {"user": {"name": "Vic", "color": "#123456"}}),
+        (
+            {"user": {"username": "ann", "display_name": "Ann", "initials": "A"}, "cursor": [1]},
+            {
+                "user": {"username": "Vic", "display_name": "Vic", "initials": "A", "name": "Vic"},
+                "cursor": [1],
+            },
+        ),
+        ({"user": "Ann", "role": "owner"}, {"user": {"name": "Vic"}, "role": "viewer"}),
+        ({"user": ["Ann"]}, {"user": {"name": "Vic"}}),
+        ({"user": None, "x": "\ud800"}, {"user": None, "x": "\ud800"}),
+        # clients that do not say who they are
+        ({"cursor": {"anchor": 1}}, {"cursor": {"anchor": 1}}),
+        ({}, {}),
+    ]
+    for said, heard in told:
+        vic.say(said)
+        await ann.until(lambda heard=heard: ann.awareness.get(vic.doc.client_id) == heard)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    "text", ['{"a": NaN}', '{"a": -Infinity}', '{"user": {"a": 1e999}}', "[1]", "7", "{"]
+)
+def test_awareness_that_browsers_cannot_read_is_refused(text: str) -> None:
+    update = presence.encode([presence.State(1, 1, text)])
+    with pytest.raises(presence.BadAwareness):
+        presence.sign(presence.decode(update), "Ann", "editor")
 
 
 @pytest.mark.parametrize(
