@@ -77,8 +77,12 @@ class Person(ApiHandler):
             changed = await users.update(user.id, admin=given.get("admin"), disabled=given.get("disabled"))
         if given.get("disabled"):
             await self.hub.store.sessions.end_of(user.id)
-            for project in await self.hub.store.members.of_user(user.id):
-                await self.hub.pods.end_right(project, user.id)
+            # projects of others that are public, too
+            projects = {
+                *await self.hub.store.members.of_user(user.id),
+                *self.hub.pods.relays.projects(user.id),
+            }
+            await asyncio.gather(*(self.hub.pods.end_right(p, user.id) for p in projects))
         self.write_json(admin_user_json(changed or user))
 
 

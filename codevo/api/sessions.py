@@ -6,6 +6,7 @@ from codevo.api.base import ApiHandler
 from codevo.api.needs import Route, body, needs, public
 from codevo.api.users import account_problem, user_json
 from codevo.auth.accounts import AccountError
+from codevo.proxy.relay import SESSION
 
 LOGIN = {
     "type": "object",
@@ -42,9 +43,10 @@ class Logout(ApiHandler):
 
     @needs(user=True)
     async def post(self) -> None:
-        """End this session: 204."""
+        """End this session and its open sockets: 204."""
         if self.session is not None:
             await self.hub.store.sessions.end(self.session.id)
+            self.hub.pods.relays.drop_credential(SESSION + self.session.id)
         self.clear_session()
         self.set_status(204)
 

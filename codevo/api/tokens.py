@@ -8,6 +8,7 @@ from codevo.api.base import ApiHandler
 from codevo.api.needs import Route, body, needs
 from codevo.api.problems import Problem
 from codevo.auth.scopes import Scope, within
+from codevo.proxy.relay import TOKEN
 from codevo.store import ApiToken, rfc3339
 
 NEW = {
@@ -79,6 +80,7 @@ class OneToken(ApiHandler):
         """End a token at once: 204."""
         if not await self.hub.store.tokens.delete(self.user.id, token_id):
             raise Problem(404, "You have no such token.")
+        self.hub.pods.relays.drop_credential(TOKEN + token_id)
         self.set_status(204)
 
 

@@ -11,6 +11,7 @@ from codevo.auth.accounts import AccountError, Disabled, SetupCodeNeeded, TooMan
 from codevo.auth.origins import clean_host, host_name
 from codevo.auth.ratelimit import is_loopback
 from codevo.auth.scopes import Scope
+from codevo.proxy.relay import SESSION
 from codevo.store import User, rfc3339
 
 TEXT = {"type": "string", "maxLength": 1024}
@@ -146,6 +147,7 @@ class CurrentUser(ApiHandler):
             if "password" in given:
                 keep = self.session.id if self.session else None
                 await accounts.set_password(user, given["password"], keep=keep)
+                self.hub.pods.relays.drop_sessions(user.id, but=SESSION + keep if keep else "")
         except AccountError as e:
             raise account_problem(e) from None
         if "title" in given:

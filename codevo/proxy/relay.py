@@ -238,6 +238,12 @@ class Relay:
         return None if other is None else encode(CLOSE, other, masked=masked)
 
 
+#: What the credentials of sessions and of API tokens begin with; the id follows.
+SESSION = "session:"
+TOKEN = "token:"
+_LOGGED_OUT = Ending(RIGHT_ENDED, "Logged out")
+
+
 class TooManySockets(Exception):
     """The person, or the project, has as many open sockets as it may."""
 
@@ -250,7 +256,7 @@ class Relays:
         self._per_project = per_project
         self._people: Counter[tuple[str, str]] = Counter()
         self._projects: Counter[str] = Counter()
-        self._open: dict[Relay, tuple[str, str]] = {}
+        self._open: dict[Relay, tuple[str, str, str]] = {}
         self._none_open = asyncio.Event()
 
     def __len__(self) -> int:
@@ -273,9 +279,9 @@ class Relays:
             self._projects += Counter()
 
     @contextmanager
-    def listed(self, relay: Relay, project: str, subject: str) -> Iterator[None]:
-        """Lists the relay while it runs."""
-        self._open[relay] = (project, subject)
+    def listed(self, relay: Relay, project: str, subject: str, credential: str = "") -> Iterator[None]:
+        """Lists the relay while it runs. ``credential`` is the id of the session or token it came with."""
+        self._open[relay] = (project, subject, credential)
         try:
             yield
         finally:
@@ -294,13 +300,32 @@ class Relays:
 
     def subjects(self, project: str) -> set[str]:
         """Who has sockets on a project."""
-        return {subject for at, subject in self._open.values() if at == project}
+        return {subject for at, subject, _ in self._open.values() if at == project}
+
+    def projects(self, subject: str) -> set[str]:
+        """On which projects a person has sockets."""
+        return {project for project, who, _ in self._open.values() if who == subject}
 
     def drop_subject(self, project: str, subject: str) -> int:
         """Close a person's sockets on a project with 4403; gives their number."""
         return self._close(
-            [r for r, key in self._open.items() if key == (project, subject)],
+            [r for r, key in self._open.items() if key[:2] == (project, subject)],
             Ending(RIGHT_ENDED, "No longer allowed"),
+        )
+
+    def drop_credential(self, credential: str) -> int:
+        """A session or token has ended: close its sockets with 4403; gives their number."""
+        return self._close([r for r, key in self._open.items() if key[2] == credential], _LOGGED_OUT)
+
+    def drop_sessions(self, subject: str, *, but: str = "") -> int:
+        """A person's sessions have ended, all ``but`` one: close their sockets with 4403."""
+        return self._close(
+            [
+                relay
+                for relay, (_, who, credential) in self._open.items()
+                if who == subject and credential.startswith(SESSION) and credential != but
+            ],
+            _LOGGED_OUT,
         )
 
     def drop_project(self, project: str) -> int:

@@ -24,6 +24,7 @@ async def serve(
     target: str,
     headers: Headers,
     vanished: Ending | None,
+    credential: str = "",
     extra: Callable[[Upgraded], Headers] = lambda _: [],
 ) -> None:
     """Dial the pod, then accept the client, then relay until the end.
@@ -52,7 +53,7 @@ async def serve(
         relay = Relay(stream, upgraded.reader, upgraded.writer, vanished=vanished)
         hub.sockets.add(relay.close)
         try:
-            with relays.listed(relay, project, subject):
+            with relays.listed(relay, project, subject, credential):
                 await relay.run()
         finally:
             hub.sockets.discard(relay.close)

@@ -25,7 +25,7 @@ from codevo.proxy.http import (
     pairs,
 )
 from codevo.proxy.pods import PodClient, PodUnavailable
-from codevo.proxy.relay import GOING_AWAY, Ending, TooManySockets
+from codevo.proxy.relay import GOING_AWAY, SESSION, TOKEN, Ending, TooManySockets
 from codevo.proxy.routes import Route, resolve
 from codevo.proxy.sockets import serve
 from codevo.proxy.websocket import BadHandshake, UpgradeRefused, wants_upgrade
@@ -157,6 +157,13 @@ class WorkspaceHandler(ApiHandler):
         client = f"{self.request.remote_ip} {self.request.headers.get('User-Agent', '')}"
         return guest_subject(self.xsrf_key, self.project.id, client)
 
+    @property
+    def _credential(self) -> str:
+        """What the request came with; a guest's nothing never ends."""
+        if self.token is not None:
+            return TOKEN + self.token.id
+        return SESSION + self.session.id if self.session is not None else ""
+
     async def _answer(self, exchange: Exchange) -> None:
         project = self.project.id
 
@@ -188,6 +195,7 @@ class WorkspaceHandler(ApiHandler):
                 address=self._address,
                 target=self._route.path,
                 headers=self._headers_for_pod(),
+                credential=self._credential,
                 vanished=Ending(GOING_AWAY, f"The {self._route.audience} has stopped"),
             )
         except BadHandshake as e:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import logging
 import signal
 import sys
@@ -10,6 +11,7 @@ import sys
 from pod_runtime.protocol.config import ConfigError, RunnerConfig, listening_socket, read_config
 
 _USAGE = "usage: python -m pod_runtime.runner --config SRC --listen ADDR --gateway ADDR --project ID"
+_PR_SET_DUMPABLE = 4
 _OPTIONS = ("--config", "--listen", "--gateway", "--project")
 
 
@@ -18,6 +20,16 @@ def parse(arguments: list[str]) -> dict[str, str]:
     if len(arguments) != 2 * len(_OPTIONS) or set(arguments[::2]) != set(_OPTIONS):
         raise ConfigError(_USAGE)
     return dict(zip(arguments[::2], arguments[1::2], strict=True))
+
+
+def shut_debuggers_out() -> None:
+    """Keep the user's programs, which run under the same user id, from our descriptors and memory.
+
+    One member's program could otherwise take the listening socket (pidfd_getfd, ptrace) and answer the others
+    in our place, or read their tokens. Programs that we start are debuggable again: exec undoes it.
+    """
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl")
 
 
 async def serve(config: RunnerConfig, listen: str, gateway: str) -> None:
@@ -41,6 +53,7 @@ async def serve(config: RunnerConfig, listen: str, gateway: str) -> None:
 def main() -> int:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
     try:
+        shut_debuggers_out()
         options = parse(sys.argv[1:])
         config = RunnerConfig.from_json(read_config(options["--config"]))
         if config.project != options["--project"]:
