@@ -22,6 +22,7 @@ import aiohttp
 
 from tests.bench import jupyterhub, page
 from tests.harness import Client, HubProcess, processes
+from tests.system.kit import editing
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,18 +101,17 @@ async def react_preview(hub: HubProcess, person: Client, rounds: int) -> Figure:
 
 async def keystroke_durable(hub: HubProcess, person: Client, rounds: int) -> Figure:
     """From a keystroke in an open document until the worker says that it is in the bucket."""
-    from tests.pod_runtime.worker.ycl import YClient
-
     project = await person.new_project("python")
     await person.ready(project)
     await person.durable(project)
     values = []
-    ws = await person.socket(project, "collab/main.py")
-    async with YClient(ws) as document, person.socket(project, "api/worker/events") as events:
-        await document.synced()
+    async with (
+        editing(person, project, "main.py") as document,
+        person.socket(project, "api/worker/events") as events,
+    ):
         for _ in range(rounds * 2):
             start = time.perf_counter()
-            document.insert(0, "x")
+            document.text += "x"
             seen_pending = False
             async for message in events:
                 event = message.json()

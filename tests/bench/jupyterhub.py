@@ -29,8 +29,10 @@ c.Spawner.cmd = ["{bin}/jupyterhub-singleuser"]
 c.ConfigurableHTTPProxy.command = ["{bin}/node", "{chp}"]
 c.ConfigurableHTTPProxy.api_url = "http://127.0.0.1:{api_port}"
 c.JupyterHub.services = [{{"name": "bench", "api_token": "{token}"}}]
-c.JupyterHub.load_roles = [{{"name": "bench", "scopes": ["admin:users", "admin:servers", "access:servers", "read:hub"],
-                            "services": ["bench"]}}]
+c.JupyterHub.load_roles = [{{
+    "name": "bench", "services": ["bench"],
+    "scopes": ["admin:users", "admin:servers", "access:servers", "read:hub"],
+}}]
 """
 
 
