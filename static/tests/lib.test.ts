@@ -111,13 +111,14 @@ describe('Jupyter frames', () => {
 
 describe('layout', () => {
   it('replaces what is broken', () => {
-    const whole = { files: true, bottom: true, preview: false, tabs: [], active: null };
+    const whole = { files: true, bottom: true, preview: false, tabs: [], active: null, panel: 'output' };
     for (const bad of [null, '', '{', '7', '[]', '{"tabs":"x","files":3}']) expect(restore(bad)).toEqual(whole);
   });
 
   it('keeps what is good', () => {
     expect(restore('{"files":false,"tabs":["a","a","",1,"b"],"active":"b"}')).toMatchObject({ files: false, tabs: ['a', 'b'], active: 'b' });
     expect(restore('{"tabs":["a"],"active":"gone"}').active).toBe('a');
+    expect(restore('{"panel":"2"}').panel).toBe('2');
   });
 
   it('shows the neighbour of a closed tab', () => {

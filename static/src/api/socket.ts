@@ -18,7 +18,6 @@ export class Socket {
     readonly address: () => string,
     readonly events: SocketEvents,
   ) {
-    addEventListener('online', this.#now);
     this.#connect();
   }
 
@@ -39,7 +38,7 @@ export class Socket {
     this.#socket?.close();
   }
 
-  /** Try at once instead of at the end of the wait. */
+  /** Try at once instead of at the end of the wait; also after a close that was final. */
   retry(): void {
     this.#now();
   }
@@ -51,6 +50,7 @@ export class Socket {
   };
 
   #connect(): void {
+    addEventListener('online', this.#now);
     const socket = new WebSocket(this.address());
     this.#socket = socket;
     let opened = 0;

@@ -5,9 +5,11 @@ export interface Layout {
   preview: boolean;
   tabs: string[];
   active: string | null;
+  /** `output` or a terminal's name. */
+  panel: string;
 }
 
-export const initial: Layout = { files: true, bottom: true, preview: false, tabs: [], active: null };
+export const initial: Layout = { files: true, bottom: true, preview: false, tabs: [], active: null, panel: 'output' };
 const MAX_TABS = 30;
 
 export const key = (project: string): string => `codevo:layout:${project}`;
@@ -28,7 +30,8 @@ export function restore(text: string | null): Layout {
     ? [...new Set(from['tabs'].filter((t): t is string => typeof t === 'string' && t !== ''))].slice(0, MAX_TABS)
     : [];
   const active = typeof from['active'] === 'string' && tabs.includes(from['active']) ? from['active'] : (tabs[0] ?? null);
-  return { files: flag('files'), bottom: flag('bottom'), preview: flag('preview'), tabs, active };
+  const panel = typeof from['panel'] === 'string' && from['panel'] ? from['panel'] : initial.panel;
+  return { files: flag('files'), bottom: flag('bottom'), preview: flag('preview'), tabs, active, panel };
 }
 
 /** The tab to show after `closed` went: its right neighbour, else its left one. */

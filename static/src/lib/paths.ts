@@ -9,8 +9,31 @@ export const dirname = (path: string): string => {
 
 export const join = (folder: string, name: string): string => (folder ? `${folder}/${name}` : name);
 
+/**
+ * One segment percent-encoded. Names of files are bytes: those that are no UTF-8 reach us as the lone surrogates
+ * U+DC80 to U+DCFF (Python's PEP 383) and go back as the bytes that they stand for.
+ */
+const encodeSegment = (name: string): string =>
+  [...name]
+    .map((char) => {
+      const code = char.length === 1 ? char.charCodeAt(0) : 0;
+      if (code >= 0xdc80 && code <= 0xdcff) return `%${(code - 0xdc00).toString(16).toUpperCase()}`;
+      return encodeURIComponent(code >= 0xd800 && code <= 0xdfff ? '\ufffd' : char);
+    })
+    .join('');
+
 /** Each segment percent-encoded: what stands in addresses and is a room's name. */
-export const encodePath = (path: string): string => path.split('/').map(encodeURIComponent).join('/');
+export const encodePath = (path: string): string => path.split('/').map(encodeSegment).join('/');
+
+/** A name as it is shown: bytes that are no text as U+FFFD, line breaks and control characters as their pictures. */
+export const shown = (name: string): string =>
+  name
+    .replace(/[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]/g, '\ufffd')
+    // eslint-disable-next-line no-control-regex
+    .replace(/[\0-\x1f]/g, (c) => String.fromCharCode(0x2400 + c.charCodeAt(0)))
+    .replace(/\x7f/g, '\u2421')
+    // directions that would make a name read as another one
+    .replace(/[\u202a-\u202e\u2066-\u2069]/g, '\ufffd');
 
 export const extension = (path: string): string => {
   const name = basename(path);

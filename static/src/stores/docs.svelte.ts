@@ -53,16 +53,18 @@ export class OpenDoc {
   lastText = '';
   #version = $state(0);
   #acked = $state(0);
-  unsynced = $derived(this.#acked < this.#version);
   #asked: number[] = [];
   #serverAsked = false;
   #timer: ReturnType<typeof setTimeout> | undefined;
+  #refusedAt = 0;
   #closed = false;
 
   constructor(
     readonly api: WorkspaceApi,
     readonly path: string,
     readonly user: string,
+    /** Called when the server says that this person may not (4403). */
+    readonly ondenied: () => void = () => undefined,
   ) {
     void this.load();
   }
@@ -86,7 +88,10 @@ export class OpenDoc {
       else if ((this.size ?? 0) > MAX_TEXT) this.kind = 'huge';
       else this.connect();
     } catch (e) {
-      if (e instanceof ApiError && e.status === 404) this.#fail('gone', '');
+      // such a name stands in no address; it comes from a terminal and can be mended there
+      // eslint-disable-next-line no-control-regex
+      if (/[\0-\x1f\x7f]/.test(this.path)) this.#fail('error', 'Its name holds a line break or a control character. Rename it in a terminal.');
+      else if (e instanceof ApiError && e.status === 404) this.#fail('gone', '');
       else if (e instanceof ApiError && e.status === 403) this.#fail('denied', '');
       else {
         // the file may well be there: the socket tries again by itself
@@ -139,6 +144,8 @@ export class OpenDoc {
     });
     provider.on('status', ({ status }) => {
       this.connected = status === 'connected';
+      // others hold our cursor as withdrawn: said again with a new clock, it counts
+      if (this.connected) provider.awareness.setLocalState({ ...provider.awareness.getLocalState() });
       // nothing of what was asked on an old socket will be answered; y-websocket asks once by itself
       this.#asked = status === 'connected' ? [0] : [];
       this.#serverAsked = false;
@@ -147,9 +154,28 @@ export class OpenDoc {
     this.live = { doc, text, undo, provider };
   }
 
+  /** Not a `$derived`: that would end with the component that happened to make this, and a document outlives it. */
+  get unsynced(): boolean {
+    return this.#acked < this.#version;
+  }
+
   /** Try at once instead of at the end of y-websocket's wait. */
   retry(): void {
     if (this.live && !this.connected && this.kind !== 'gone' && this.kind !== 'denied') this.live.provider.connect();
+  }
+
+  /** Let in again after 4403. Whoever may only read from now on keeps what was not sent as their own text. */
+  readmit(editor: boolean): void {
+    if (this.kind === 'denied') void this.load();
+    else if (this.live && !editor && this.unsynced) {
+      this.stash = this.live.text.toString();
+      this.connect();
+    } else this.retry();
+  }
+
+  deny(): void {
+    if (this.live) this.lastText = this.live.text.toString();
+    this.#fail('denied', '');
   }
 
   text(): string {
@@ -179,12 +205,21 @@ export class OpenDoc {
     this.lastText = this.live?.text.toString() ?? this.lastText;
     if (code === 4409) {
       if (this.synced) this.stash = this.lastText;
-      this.connect();
+      this.#anew();
     } else if (code === 4404) this.#fail('gone', reason);
-    else if (code === 4403) this.#fail('denied', reason);
+    else if (code === 4403) this.ondenied();
     else if (code === 4413) this.#fail('huge', reason);
     else if (code === 4415 || /binary|utf-?8|text/i.test(reason)) this.#fail('binary', reason);
     else this.#fail('error', reason || `The workspace refused to open it (${code}).`);
+  }
+
+  /** Begin with an empty history; a server that refuses that too is not asked without a pause. */
+  #anew(): void {
+    this.#drop();
+    this.kind = 'loading';
+    const wait = Date.now() - this.#refusedAt < 5000 ? 3000 : 0;
+    this.#refusedAt = Date.now() + wait;
+    this.#timer = setTimeout(() => this.connect(), wait);
   }
 
   #fail(kind: DocKind, reason: string): void {

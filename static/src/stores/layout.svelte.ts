@@ -35,12 +35,13 @@ export class LayoutStore {
     this.preview = from.preview;
     this.tabs = from.tabs;
     this.active = from.active;
+    this.panel = from.panel;
   }
 
   /** Call in an effect: writes what has changed. */
   save(): void {
-    const { files, bottom, preview, tabs, active } = this;
-    const now: Layout = { files, bottom, preview, tabs, active };
+    const { files, bottom, preview, tabs, active, panel } = this;
+    const now: Layout = { files, bottom, preview, tabs, active, panel };
     try {
       localStorage.setItem(key(this.project), JSON.stringify(now));
     } catch {

@@ -28,6 +28,10 @@ export class PresenceStore {
       terminal: null,
     });
     awareness.on('change', () => this.#read());
+    // others hold what we last said as withdrawn: said again with a new clock, it counts
+    this.#provider.on('status', ({ status }) => {
+      if (status === 'connected') awareness.setLocalState({ ...awareness.getLocalState() });
+    });
     this.#read();
   }
 
@@ -41,8 +45,25 @@ export class PresenceStore {
     return [...seen.values()].sort((a, b) => Number(b.me) - Number(a.me) || a.name.localeCompare(b.name));
   }
 
-  inFile(path: string): Person[] {
-    return this.persons.filter((p) => !p.me && p.file === path);
+  /** The others, by the file that each looks at. */
+  byFile(): Map<string, Person[]> {
+    const found = new Map<string, Person[]>();
+    for (const p of this.persons) {
+      if (p.me || p.file === null) continue;
+      const there = found.get(p.file);
+      if (there) there.push(p);
+      else found.set(p.file, [p]);
+    }
+    return found;
+  }
+
+  role(role: string): void {
+    this.#provider.awareness.setLocalStateField('role', role);
+  }
+
+  /** Try at once, also after a close that was final. */
+  retry(): void {
+    if (!this.#provider.wsconnected) this.#provider.connect();
   }
 
   at(file: string | null, terminal: string | null): void {

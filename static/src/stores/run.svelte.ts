@@ -39,7 +39,8 @@ export class RunStore {
 
   constructor(
     readonly api: WorkspaceApi,
-    readonly editor: boolean,
+    /** Whether this person may run the program now. */
+    readonly allowed: () => boolean,
   ) {
     void this.attach(false);
   }
@@ -70,7 +71,7 @@ export class RunStore {
   }
 
   async run(): Promise<void> {
-    if (!this.editor || this.busy) return;
+    if (!this.allowed() || this.busy) return;
     try {
       await this.attach(true);
       const request = executeRequest(this.#session);
@@ -87,7 +88,7 @@ export class RunStore {
   }
 
   async stop(): Promise<void> {
-    if (!this.editor || !this.#kernel) return;
+    if (!this.allowed() || !this.#kernel) return;
     this.state = 'stopping';
     try {
       await this.api.interrupt(this.#kernel);
@@ -98,7 +99,7 @@ export class RunStore {
   }
 
   async restart(): Promise<void> {
-    if (!this.editor) return;
+    if (!this.allowed()) return;
     try {
       await this.attach(true);
       if (this.busy) {

@@ -1,5 +1,5 @@
 import { SvelteMap } from 'svelte/reactivity';
-import { words } from '../api/client';
+import { ApiError, words } from '../api/client';
 import * as hub from '../api/hub';
 import { Socket } from '../api/socket';
 import type { Durability, FileChange, Port, Project, Role } from '../api/types';
@@ -31,6 +31,9 @@ export class Workspace {
   runner = $state<Connection>({ kind: 'connecting' });
   cursor = $state<{ line: number; column: number; selected: number } | null>(null);
   lost = $state(false);
+  /** Grows when this person was let in again after a change of their right: what holds a socket is made anew. */
+  admitted = $state(0);
+  #refused = false;
   focusAsked = $state(0);
   focusGiven = 0;
   unsynced = $derived([...this.docs.values()].some((d) => d.unsynced));
@@ -49,7 +52,7 @@ export class Workspace {
     this.layout = new LayoutStore(project.id, remembered);
     this.files = new FilesStore(this.api);
     this.presence = new PresenceStore(this.api.ws, me, project.role);
-    this.run = new RunStore(this.api, this.editor);
+    this.run = new RunStore(this.api, () => this.editor);
     this.#events = [
       new Socket(() => `${this.api.ws}/api/worker/events`, this.#listener('worker')),
       new Socket(() => `${this.api.ws}/api/events`, this.#listener('runner')),
@@ -72,7 +75,7 @@ export class Workspace {
   doc(path: string): OpenDoc {
     let found = this.docs.get(path);
     if (!found) {
-      found = new OpenDoc(this.api, path, this.me);
+      found = new OpenDoc(this.api, path, this.me, () => this.#denied());
       this.docs.set(path, found);
     }
     return found;
@@ -124,6 +127,7 @@ export class Workspace {
   retry(): void {
     for (const s of this.#events) s.retry();
     for (const d of this.docs.values()) d.retry();
+    this.presence.retry();
   }
 
   destroy(): void {
@@ -151,27 +155,66 @@ export class Workspace {
       message: (data) => this.#event(data),
       down: (event, wait) => {
         if (this.#closed) return;
-        if (event.code === 4403) this[which] = { kind: 'denied' };
-        else this[which] = wait === null ? { kind: 'connecting' } : { kind: 'waiting', until: Date.now() + wait };
+        if (event.code === 4403) {
+          this[which] = { kind: 'connecting' };
+          this.#denied();
+          return;
+        }
+        this[which] = wait === null ? { kind: 'connecting' } : { kind: 'waiting', until: Date.now() + wait };
         this.#check();
       },
     };
   }
 
-  /** A socket fell: has the workspace stopped, or only the way to it? */
-  #check(): void {
+  /** A socket was closed because the right behind it ended: which one is there now? */
+  #denied(): void {
+    if (this.#refused || this.#closed) return;
+    this.#refused = true;
+    this.#check(200);
+  }
+
+  /** A socket fell: has the workspace stopped, or only the way to it? Asked until all is well again. */
+  #check(wait = 1500): void {
     clearTimeout(this.#poll);
     this.#poll = setTimeout(async () => {
-      if (this.#closed || (this.worker.kind === 'connected' && this.runner.kind === 'connected')) return;
+      const well = this.worker.kind === 'connected' && this.runner.kind === 'connected';
+      if (this.#closed || (well && !this.#refused)) return;
       try {
-        this.project = await hub.project(this.project.id);
+        const project = await hub.project(this.project.id);
+        if (this.#closed) return;
         this.lost = false;
-        if (this.project.server.state === 'ready') this.retry();
-      } catch {
+        this.#take(project);
+        if (project.server.state === 'ready') this.retry();
+      } catch (e) {
+        if (e instanceof ApiError && [401, 403, 404].includes(e.status)) {
+          this.#out();
+          return;
+        }
         this.lost = true;
       }
       this.#check();
-    }, 1500);
+    }, wait);
+  }
+
+  /** The project as the hub has it now; a new role takes effect without a reload. */
+  #take(project: Project): void {
+    const before = this.role;
+    this.project = project;
+    if (this.#refused) {
+      this.#refused = false;
+      this.admitted += 1;
+      for (const d of this.docs.values()) d.readmit(this.editor);
+    }
+    if (project.role === before) return;
+    this.presence.role(project.role);
+    toasts.say(this.editor ? `You are ${project.role === 'owner' ? 'an owner' : 'an editor'} of this project now.` : 'You are a viewer of this project now: you see everything and change nothing.');
+  }
+
+  /** No longer ours to see: nothing is asked again. */
+  #out(): void {
+    this.worker = this.runner = { kind: 'denied' };
+    for (const s of this.#events) s.close();
+    for (const d of this.docs.values()) d.deny();
   }
 
   #event(data: unknown): void {

@@ -2,11 +2,12 @@ import type { ITheme, Terminal } from '@xterm/xterm';
 
 /** xterm and its parts, fetched when the first terminal is opened. */
 export async function loadXterm() {
-  const [core, fit, links, unicode] = await Promise.all([
+  const [core, fit, links, unicode, search] = await Promise.all([
     import('@xterm/xterm'),
     import('@xterm/addon-fit'),
     import('@xterm/addon-web-links'),
     import('@xterm/addon-unicode11'),
+    import('@xterm/addon-search'),
     import('@xterm/xterm/css/xterm.css'),
   ]);
   return {
@@ -14,6 +15,7 @@ export async function loadXterm() {
     FitAddon: fit.FitAddon,
     WebLinksAddon: links.WebLinksAddon,
     Unicode11Addon: unicode.Unicode11Addon,
+    SearchAddon: search.SearchAddon,
   };
 }
 
