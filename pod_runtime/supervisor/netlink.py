@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import socket
 import struct
+import time
 
 _NEWROUTE, _DELROUTE, _GETADDR = 24, 25, 22
 _REQUEST, _ACK, _DUMP, _CREATE, _REPLACE = 1, 4, 0x300, 0x400, 0x100
 _ERROR, _DONE = 2, 3
+_GET_FLAGS, _UP = 0x8913, 1  # SIOCGIFFLAGS, IFF_UP
 _UNICAST, _PROHIBIT = 1, 8
 _ONLINK = 4
 _SCOPE_UNIVERSE, _SCOPE_LINK = 0, 253
@@ -73,6 +76,18 @@ class Netlink:
             extra += _attribute(5, parse_network(gateway)[1])
             route = (_UNICAST, _SCOPE_UNIVERSE, _ONLINK)
         self._route(_NEWROUTE, _CREATE | _REPLACE, network, route, extra)
+
+    @staticmethod
+    def wait_until_up(device: str, seconds: float) -> bool:
+        """Wait until ``device`` is up; gives whether it is."""
+        deadline = time.monotonic() + seconds
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+            request = struct.pack("16s240x", device.encode())
+            while not struct.unpack_from("H", fcntl.ioctl(sock, _GET_FLAGS, request), 16)[0] & _UP:
+                if time.monotonic() > deadline:
+                    return False
+                time.sleep(0.001)
+        return True
 
     def addresses(self) -> list[str]:
         """The addresses of all interfaces, both families."""

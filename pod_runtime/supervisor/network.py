@@ -14,6 +14,7 @@ from pod_runtime.supervisor import linux
 from pod_runtime.supervisor.netlink import Netlink
 
 RESOLVER = "10.0.2.3"
+_LOOPBACK_SECONDS = 10.0
 _GATEWAY = "10.0.2.2"
 _DEVICE = "tap0"
 _MTU = 1400
@@ -79,6 +80,10 @@ class Namespace:
 
 
 def _prohibit(netlink: Netlink, own_addresses: list[str]) -> None:
+    # bubblewrap tells the sandbox's pid before it has set up the loopback device, and gives up when the
+    # helper, which brings that up too, is faster
+    if not netlink.wait_until_up("lo", _LOOPBACK_SECONDS):
+        raise TimeoutError("bubblewrap did not set up the loopback device")
     for network in _OWN_NETWORK:  # left from a helper that died; in the way of the next one's gateway
         netlink.permit(network)
     for network in (*PROHIBITED, *own_addresses):

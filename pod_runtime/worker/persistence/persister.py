@@ -38,6 +38,8 @@ SCAN_INTERVAL = 60.0
 SCAN_SHARE = 50
 MAX_BACKOFF = 30.0
 FLUSH_ATTEMPTS = 3
+#: A store that hangs times out only after minutes; people are told after so many seconds.
+SLOW_COMMIT = 10.0
 #: Commits between two looks at whether a snapshot is due.
 SNAPSHOT_CHECK = 50
 
@@ -281,6 +283,9 @@ class Persister:
                 self._tell()
                 return
             prepared, version = self._in_flight
+            slow = asyncio.get_running_loop().call_later(
+                SLOW_COMMIT, self._failed, "The object store answers slowly, or not at all"
+            )
             try:
                 seq = await self._writer.append(prepared.commit)
             except Fenced as e:
@@ -292,6 +297,8 @@ class Persister:
             except StoreError as e:
                 self._failed(f"The object store is away: {e}")
                 raise
+            finally:
+                slow.cancel()
             await self._landed(prepared, version, seq)
 
     async def _prepare(self) -> None:
