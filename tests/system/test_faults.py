@@ -212,9 +212,7 @@ async def test_a_worker_of_an_older_generation_is_fenced(hub: HubProcess, ana: C
         def running() -> set[int]:
             return set(stale) & set(processes("pod_runtime.worker", project))
 
-        await until(
-            lambda: not set(old) & set(processes("pod_runtime.worker", project)), "it to be fenced", 60
-        )
+        await until(lambda: not running(), "it to be fenced", 60)
         await put(ana, project, "other.txt", "third")
         await lose_the_machine(hub, ana, project)
         assert await ana.read(project, "file.txt") == "second"
