@@ -13,7 +13,7 @@ describe('names that are not text', () => {
     expect(encodePath('a b/😀#?%.txt')).toBe('a%20b/%F0%9F%98%80%23%3F%25.txt');
   });
   it('are shown without breaking the line or its direction', () => {
-    expect(shown('a\nb\tc\x7f')).toBe('a␊b␉c␡');
+    expect(shown('a\nb\tc\x7f')).toBe('a↵b\ufffdc\ufffd');
     expect(shown('bad\udcff😀')).toBe('bad\ufffd😀');
     expect(shown('exe.\u202etxt')).toBe('exe.\ufffdtxt');
   });

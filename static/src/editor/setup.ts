@@ -62,7 +62,8 @@ const look = EditorView.theme({
   '.cm-panels': { backgroundColor: 'var(--raised)', color: 'var(--text)' },
   '.cm-panels-top': { borderBottom: '1px solid var(--line)' },
   '.cm-panel.cm-search': { padding: '8px 34px 8px 10px', fontFamily: 'var(--font)', fontSize: '13px' },
-  '.cm-panel.cm-search label': { fontSize: '12px', display: 'inline-flex', alignItems: 'center', gap: '3px' },
+  '.cm-panel.cm-search label': { fontSize: '12px', display: 'inline-flex', alignItems: 'center', gap: '4px', margin: '0 8px 0 2px', verticalAlign: 'middle' },
+  '.cm-panel.cm-search input[type=checkbox]': { margin: '0' },
   '.cm-panel.cm-search [name=close]': { right: '8px', top: '6px', fontSize: '18px', color: 'var(--text-2)', cursor: 'pointer' },
   '.cm-textfield': {
     backgroundColor: 'var(--surface)',
@@ -91,6 +92,20 @@ const look = EditorView.theme({
   },
   '.cm-tooltip-autocomplete > ul > li[aria-selected]': { backgroundColor: 'var(--accent)', color: 'var(--on-accent)' },
   '.cm-foldPlaceholder': { backgroundColor: 'var(--sunken)', border: '1px solid var(--line)', color: 'var(--text-2)' },
+  '.cm-collapsedLines': {
+    background: 'var(--sunken)',
+    color: 'var(--text-2)',
+    padding: '4px 12px',
+    fontFamily: 'var(--font)',
+    fontSize: '12px',
+  },
+  '.cm-collapsedLines:before, .cm-collapsedLines:after': { content: '"⋯"', margin: '0 6px' },
+  '&.cm-merge-a .cm-changedLine': { backgroundColor: 'var(--warn-soft)' },
+  '&.cm-merge-b .cm-changedLine': { backgroundColor: 'var(--good-soft)' },
+  '&.cm-merge-a .cm-changedText, &.cm-merge-b .cm-changedText': {
+    background: 'color-mix(in srgb, var(--accent) 22%, transparent)',
+    borderRadius: '2px',
+  },
   // a collaborator's name: seen for a moment when the cursor moves, and on hover
   '.cm-ySelectionInfo': {
     fontFamily: 'var(--font)',
@@ -132,6 +147,16 @@ export const base = (path: string, readOnly: boolean): Extension => [
   highlightActiveLineGutter(),
   highlightSelectionMatches(),
   search({ top: true }),
+  EditorState.phrases.of({
+    next: 'Next',
+    previous: 'Previous',
+    all: 'Select all',
+    'match case': 'Match case',
+    regexp: 'Regular expression',
+    'by word': 'Whole words',
+    replace: 'Replace',
+    'replace all': 'Replace all',
+  }),
   indentUnit.of(unit(path)),
   syntaxHighlighting(highlighting),
   look,

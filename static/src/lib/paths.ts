@@ -25,15 +25,13 @@ const encodeSegment = (name: string): string =>
 /** Each segment percent-encoded: what stands in addresses and is a room's name. */
 export const encodePath = (path: string): string => path.split('/').map(encodeSegment).join('/');
 
-/** A name as it is shown: bytes that are no text as U+FFFD, line breaks and control characters as their pictures. */
+/** A name as it is shown: what is no text, or would break the line or turn its direction, as one visible sign. */
 export const shown = (name: string): string =>
   name
-    .replace(/[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]/g, '\ufffd')
+    .replace(/\n/g, '↵')
     // eslint-disable-next-line no-control-regex
-    .replace(/[\0-\x1f]/g, (c) => String.fromCharCode(0x2400 + c.charCodeAt(0)))
-    .replace(/\x7f/g, '\u2421')
-    // directions that would make a name read as another one
-    .replace(/[\u202a-\u202e\u2066-\u2069]/g, '\ufffd');
+    .replace(/[\0-\x1f\x7f\u202a-\u202e\u2066-\u2069]/g, '\ufffd')
+    .replace(/[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]/g, '\ufffd');
 
 export const extension = (path: string): string => {
   const name = basename(path);

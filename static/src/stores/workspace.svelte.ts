@@ -69,7 +69,7 @@ export class Workspace {
   }
 
   get editor(): boolean {
-    return this.project.role !== 'viewer';
+    return this.project.role !== 'viewer' && this.worker.kind !== 'denied';
   }
 
   doc(path: string): OpenDoc {
