@@ -96,7 +96,8 @@ class WorkspaceHandler(ApiHandler):
         route = resolve(path)
         if route is None:
             raise Problem(404, "There is no such route in a workspace.", code="route")
-        self._route = Route(route.audience, path + (f"?{query}" if (query := without_token(query)) else ""))
+        query = without_token(query)
+        self._route = Route(route.audience, f"{route.path}?{query}" if query else route.path)
         self._address = self._find()
         if not wants_upgrade(headers):
             self._exchange = Exchange(self._pods, self.project.id, self._address)

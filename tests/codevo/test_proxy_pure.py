@@ -52,6 +52,8 @@ from codevo.proxy.workspace import without_token
 def test_each_route_has_its_container_and_keeps_its_spelling(path: str, where: str) -> None:
     found = resolve(path)
     assert found is not None and (found.audience, found.path) == (where, path)
+    # a base URL that ends with a slash, joined to a path that begins with one
+    assert resolve("/" + path) == found
 
 
 @pytest.mark.parametrize(
@@ -73,7 +75,6 @@ def test_each_route_has_its_container_and_keeps_its_spelling(path: str, where: s
         "/files/a%00b",
         "/files/a%0d%0aX: y",
         "/api%2Fkernels",
-        "//api/kernels",
         "/files/" + "a" * 9000,
     ],
 )
