@@ -137,15 +137,29 @@ class AssetHandler(_Files):
     head = get
 
 
-class NotFound(ApiHandler):
-    """What nobody answers."""
+class NotFound(PageHandler):
+    """What nobody answers: the page says so to people, a problem to programs."""
+
+    def initialize(self, page: str = "index.html") -> None:
+        super().initialize(page)
 
     @public
-    def get(self) -> None:
+    async def get(self, **_: str) -> None:
+        """404."""
+        machine = self.request.path.startswith(("/api/", "/p/"))
+        if machine or "text/html" not in self.request.headers.get("Accept", ""):
+            raise Problem(404, "There is nothing here.")
+        self.set_status(404)
+        await self.show()
+
+    head = get
+
+    @public
+    async def post(self, **_: str) -> None:
         """404."""
         raise Problem(404, "There is nothing here.")
 
-    head = post = put = patch = delete = options = get
+    put = patch = delete = options = post
 
 
 def routes() -> list[Route]:
