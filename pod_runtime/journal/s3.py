@@ -68,6 +68,7 @@ class S3Store:
             s3={"addressing_style": "path", "payload_signing_enabled": False},
         )
         session = AioSession()
+        session.register_component("data_loader", _loader())
         # botocore would otherwise read ~/.aws and ask the metadata service
         session.set_config_variable("config_file", "/dev/null")
         session.set_config_variable("credentials_file", "/dev/null")
@@ -275,6 +276,57 @@ class S3Store:
                 if failures >= ATTEMPTS or not isinstance(e, only) or isinstance(e, _Refused):
                     raise
             await asyncio.sleep(_backoff(failures))
+
+
+def _loader() -> Any:
+    """botocore's loader without what an explicit endpoint has no use for, at 30 ms and 7 MiB: the list of all
+    AWS services and the table of their endpoints."""
+    from botocore.loaders import Loader
+
+    class OnlyS3(Loader):  # type: ignore[misc]
+        def list_available_services(self, type_name: str) -> list[str]:
+            return ["s3"]
+
+        def load_data_with_path(self, name: str) -> tuple[Any, str]:
+            found: tuple[Any, str] = (
+                (_ENDPOINTS, "") if name == "endpoints" else super().load_data_with_path(name)
+            )
+            return found
+
+    return OnlyS3(extra_search_paths=[Loader.BUILTIN_DATA_PATH], include_default_search_paths=False)
+
+
+#: The table of endpoints for botocore: whatever the region, the configured endpoint is called.
+_ENDPOINTS = {
+    "version": 3,
+    "partitions": [
+        {
+            "partition": "aws",
+            "partitionName": "AWS",
+            "dnsSuffix": "amazonaws.com",
+            "regionRegex": "^[a-z0-9-]+$",
+            "regions": {},
+            "services": {
+                "s3": {
+                    "isRegionalized": True,
+                    "partitionEndpoint": "aws-global",
+                    "defaults": {"protocols": ["http", "https"], "signatureVersions": ["s3v4"]},
+                    "endpoints": {
+                        "aws-global": {
+                            "hostname": "s3.amazonaws.com",
+                            "credentialScope": {"region": "us-east-1"},
+                        }
+                    },
+                }
+            },
+            "defaults": {
+                "hostname": "{service}.{region}.{dnsSuffix}",
+                "protocols": ["https"],
+                "signatureVersions": ["v4"],
+            },
+        }
+    ],
+}
 
 
 class _Refused(StoreError):

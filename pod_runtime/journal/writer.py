@@ -83,9 +83,12 @@ class LogWriter:
         self._heard = float("-inf")
         self._landed: dict[str, int] = {}
 
-    async def position(self, log: Log) -> int:
-        """Stand at the end of ``log``; gives its generation. Raises `Fenced` if that is higher than ours."""
-        found = await reader.generation_of(self.store, log)
+    async def position(self, log: Log, known: int | None = None) -> int:
+        """Stand at the end of ``log``; gives its generation. Raises `Fenced` if that is higher than ours.
+
+        ``known`` is the generation of the log's last record when the caller knows it.
+        """
+        found = await reader.generation_of(self.store, log) if known is None else known
         if found > self.generation:
             raise Fenced(found)
         self.last = log.last

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -94,6 +95,8 @@ class Worker:
         self._watcher = Watcher(self.root, self.events, self._files_changed)
         self._server: HTTPServer | None = None
         self._opening: asyncio.Task[None] | None = None
+        self._began = time.time()
+        self._cleaning: asyncio.Task[int] | None = None
 
     # -- life
 
@@ -106,7 +109,6 @@ class Worker:
 
     async def _open(self) -> None:
         try:
-            await asyncio.to_thread(self.root.clean_temporaries)
             await self.persistence.open(self._progress)
             self.documents.on_touched = self.persistence.touched
             self.persistence.subscribe(lambda status: self.events.send(self.durability_event()))
@@ -116,6 +118,9 @@ class Worker:
             self.persistence.start()
             await self._watcher.start()
             self.state, self.percent, self.message = "ready", 100, "Ready"
+            # it looks into every folder, which nobody has to wait for; files' times are a few ms behind
+            cleaning = asyncio.to_thread(self.root.clean_temporaries, self._began - 1)
+            self._cleaning = asyncio.create_task(cleaning, name="clean temporaries")
         except Exception as e:
             log.exception("the workspace could not be opened")
             self.state, self.message = "failed", f"The workspace could not be opened: {e}"
@@ -133,6 +138,9 @@ class Worker:
             self._opening.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._opening
+        if self._cleaning is not None:
+            # the thread goes on: the folder must not be closed under its feet
+            await asyncio.gather(self._cleaning, return_exceptions=True)
         await self._watcher.close()
         try:
             async with asyncio.timeout(LAST_FLUSH):

@@ -64,6 +64,6 @@ class Persistence(Protocol):
         """These paths may have changed on disk or in a document; a commit will follow."""
 
     async def flush(self) -> DurabilityStatus:
-        """Commit everything now; returns when durable, or with ``last_error`` when the store is away."""
+        """Commit what is there now; returns when it is durable, ``pending`` when the store is away."""
 
     def status(self) -> DurabilityStatus: ...

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import math
 import os
 import secrets
 import stat
@@ -515,15 +516,20 @@ class Root:
                 os.close(top)
         self.rmdir(path)
 
-    def clean_temporaries(self) -> int:
-        """Remove unfinished files that an earlier process left; give their number."""
+    def clean_temporaries(self, before: float = math.inf) -> int:
+        """Remove unfinished files that were last touched ``before`` (time); give their number.
+
+        Those of an earlier process, if that is when this one began.
+        """
         count = 0
         for folder in ["", *(e.path for e in self.walk() if e.kind is Kind.DIRECTORY)]:
             with contextlib.suppress(OSError, InvalidPath), self._folder(check_path(folder)) as fd:
                 inner = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
                 try:
                     for name in os.listdir(inner):  # noqa: PTH208
-                        if name.startswith(TEMP_PREFIX):
+                        if not name.startswith(TEMP_PREFIX):
+                            continue
+                        if os.stat(name, dir_fd=inner, follow_symlinks=False).st_ctime < before:
                             os.unlink(name, dir_fd=inner)
                             count += 1
                 finally:

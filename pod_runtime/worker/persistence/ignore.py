@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import tomllib
+from functools import cached_property
+from typing import TYPE_CHECKING
 
-from pathspec import GitIgnoreSpec
+if TYPE_CHECKING:
+    from pathspec import GitIgnoreSpec
 
 DEFAULTS = (
     "node_modules/",
@@ -27,7 +30,13 @@ class Ignore:
 
     def __init__(self, patterns: tuple[str, ...] = ()) -> None:
         self.patterns = patterns
-        self._spec = GitIgnoreSpec.from_lines([*DEFAULTS, *patterns])
+
+    @cached_property
+    def _spec(self) -> GitIgnoreSpec:
+        # late: opening a workspace does without
+        from pathspec import GitIgnoreSpec
+
+        return GitIgnoreSpec.from_lines([*DEFAULTS, *self.patterns])
 
     def __call__(self, path: str, *, folder: bool) -> bool:
         return self._spec.match_file(path + "/" if folder else path)
@@ -53,6 +62,8 @@ def patterns_of(toml: bytes) -> tuple[str, ...]:
         raise ValueError("codevo.toml: [persist] ignore has to be a list of patterns")
     if not all(isinstance(p, str) and len(p) < 1000 for p in patterns):
         raise ValueError("codevo.toml: [persist] ignore has to be a list of patterns")
+    from pathspec import GitIgnoreSpec
+
     try:
         GitIgnoreSpec.from_lines(patterns)
     except ValueError as e:

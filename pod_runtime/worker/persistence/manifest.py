@@ -62,8 +62,12 @@ class Delta:
 
 
 class Manifest:
-    """Blocking but short. ``info``: ``state`` (``ok`` or ``restoring``), ``seq``, ``generation``, ``writer``,
-    ``version``, ``unsaved`` (while restoring: JSON of the paths that the log must not overwrite)."""
+    """Blocking but short. ``info`` holds, as texts:
+
+    ``state`` (``ok`` or ``restoring``), ``seq``, ``generation`` (of that record; empty when not known),
+    ``snapshot`` (HEAD's when it was last read), ``writer``, ``version``, ``unsaved`` (while restoring: JSON
+    of the paths that the log must not overwrite).
+    """
 
     def __init__(self, file: Path) -> None:
         self.entries: dict[str, Entry] = {}

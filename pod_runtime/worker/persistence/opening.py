@@ -56,23 +56,34 @@ class Opener:
     async def run(self) -> None:
         """Raises `Fenced`, `StoreError`, `LogError`, `OSError` (disk full)."""
         while True:
-            found = await reader.load(self._store)
-            generation = await self._writer.position(found)
+            info = self._manifest.info
+            guess = int(info.get("snapshot") or 0) if self._manifest.usable else None
+            found = await reader.load(self._store, guess=guess)
+            known = None
+            if self._manifest.usable and self._manifest.seq == found.last and info.get("generation"):
+                known = int(info["generation"])
+            generation = await self._writer.position(found, known)
             await self._take(found)
             try:
                 # before the put: if its answer is lost and we die, the next start knows our id
-                self._note(found.last, generation)
+                self._note(found, found.last, generation)
                 seq = await self._writer.open()
             except Moved:
                 continue
-            self._note(seq, self._writer.generation)
+            self._note(found, seq, self._writer.generation)
             return
 
-    def _note(self, seq: int, generation: int) -> None:
+    def _note(self, found: Log, seq: int, generation: int) -> None:
         writers = [*self._writers(), self._writer.writer][-20:]
-        unique = dict.fromkeys(writers)
         self._manifest.apply(
-            Delta(), {"state": "ok", "seq": seq, "generation": generation, "writer": " ".join(unique)}
+            Delta(),
+            {
+                "state": "ok",
+                "seq": seq,
+                "generation": generation,
+                "snapshot": found.snapshot or 0,
+                "writer": " ".join(dict.fromkeys(writers)),
+            },
         )
 
     def _writers(self) -> list[str]:
@@ -93,7 +104,7 @@ class Opener:
             await self._index(found)
             return
         if found.snapshot is None and not found.tail:
-            manifest.reset({"state": "ok", "seq": 0})
+            manifest.reset({"state": "ok", "seq": 0, "generation": ""})
             return
         await self._restore(found)
 
@@ -121,7 +132,7 @@ class Opener:
             area, _, path = name.partition("/")
             if area == "workspace":
                 delta.entries[path] = UNKNOWN
-        self._manifest.apply(delta, {"seq": found.last})
+        self._manifest.apply(delta, {"seq": found.last, "generation": ""})
 
     async def _distrust(self, found: Log) -> None:
         """Make the manifest say: the log has these names, with unknown content."""
@@ -129,7 +140,7 @@ class Opener:
         async for _ in reader.replay(self._store, await reader.plan(self._store, found), names):
             pass
         held = {path: e for path, e in self._manifest.entries.items() if e.held and path in names.entries}
-        self._manifest.reset({"state": "ok", "seq": found.last})
+        self._manifest.reset({"state": "ok", "seq": found.last, "generation": ""})
         self._manifest.apply(Delta({**names.entries, **held}), {})
 
     async def _restore(self, found: Log) -> None:
@@ -163,7 +174,7 @@ class Opener:
                 f"Unsaved work from an earlier session is in {aside.folder} ({aside.count} files)",
             )
         self._tell_skipped(restorer)
-        manifest.reset({"state": "ok", "seq": found.last, "unsaved": ""})
+        manifest.reset({"state": "ok", "seq": found.last, "generation": "", "unsaved": ""})
         manifest.apply(restorer.delta, {})
         self._progress(100, f"Restored {restorer.files} files")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import fcntl
 import logging
 import os
@@ -220,7 +221,9 @@ class Persister:
                 if failures >= FLUSH_ATTEMPTS:
                     break
                 await asyncio.sleep(_backoff(failures))
-        return self.status()
+        # what came after the call does not count, or a busy program would never let it be answered
+        pending = self._durable < wanted or self.fenced.is_set()
+        return dataclasses.replace(self.status(), pending=pending)
 
     def status(self) -> DurabilityStatus:
         pending = self._durable != self._version or self._in_flight is not None
@@ -402,7 +405,7 @@ class Persister:
         paths = (n.partition("/")[2] for n in names if n.startswith("workspace/"))
         known = self._manifest.entries
         entries = {path: UNKNOWN for path in paths if path not in known or not known[path].held}
-        await asyncio.to_thread(self._manifest.apply, Delta(dict(entries)), {"seq": seq})
+        await asyncio.to_thread(self._manifest.apply, Delta(dict(entries)), {"seq": seq, "generation": ""})
         if self._in_flight is not None:
             _discard(self._in_flight[0])
             self._in_flight = None

@@ -268,6 +268,36 @@ async def test_compaction_keeps_a_day_and_checkpoints() -> None:
         await projects.add_checkpoint(store, "projects/p/", "late", 4)
 
 
+async def test_a_log_is_found_from_any_guess() -> None:
+    """HEAD and the journal are read at the same time, from where HEAD once was."""
+    store = MemoryStore()
+    w = await opened(store, 1)
+    assert await reader.load(store, guess=0) == await reader.load(store)
+    for n in range(4):
+        await w.append(commit({"f": str(n).encode()}))
+        if n in (1, 3):
+            await w.snapshot()
+    await w.append(commit({"f": b"x"}))
+    assert (await reader.load(store)).snapshot == 5
+    # 9: a guess from a log that is not this one
+    for guess in (0, 1, 3, 5, 6, 9):
+        assert await reader.load(store, guess=guess) == await reader.load(store), guess
+    await compact(store, at=datetime.now(UTC) + LATER)
+    for guess in (0, 1, 3, 5, 6):
+        assert await reader.load(store, guess=guess) == await reader.load(store), guess
+    await w.append(commit({"f": b"y"}))
+    await w.append(commit({"f": b"z"}))
+    await store.delete(journal_key(7))
+    with pytest.raises(LogError, match="hole"):
+        await reader.load(store, guess=3)
+
+    async def away(operation: str, key: str, phase: str) -> None:
+        raise StoreError("503")
+
+    with pytest.raises(StoreError):
+        await reader.load(store.view("", fault=away), guess=3)
+
+
 async def test_head_moves_forward_only_and_keeps_what_others_wrote() -> None:
     store = MemoryStore()
     await writer.move_head(store, 5, 2)

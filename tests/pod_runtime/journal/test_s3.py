@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import secrets
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 from codevo.embedded.s3 import S3Settings
 from pod_runtime.journal import projects, reader
@@ -258,3 +261,24 @@ async def test_a_log_on_the_real_thing(s3: S3Settings) -> None:
         assert size > len(large)
         assert await projects.delete_prefix(bucket, fork) == 1
         assert [i async for i in bucket.list(fork)] == []
+
+
+@pytest.mark.parametrize("region", ["auto", "us-east-1", "eu-central-1", "cn-north-1", "garage"])
+async def test_requests_go_to_the_endpoint_signed_for_the_region(region: str) -> None:
+    """The client does without botocore's table of endpoints."""
+    seen: list[tuple[str, str]] = []
+
+    async def answer(request: web.Request) -> web.Response:
+        seen.append((request.raw_path, request.headers["Authorization"]))
+        return web.Response(body=b"x", headers={"ETag": '"e"'})
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", answer)
+    server = TestServer(app)
+    async with server:
+        where = StoreConfig(str(server.make_url("/")).rstrip("/"), "b", "p/", "key", "s", region=region)
+        async with S3Store(where) as store:
+            assert await store.get("ä b") == (b"x", '"e"')
+    ((path, authorization),) = seen
+    assert path == "/b/p/%C3%A4%20b"
+    assert re.search(rf"Credential=key/\d+/{region}/s3/aws4_request", authorization)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import time
 from pathlib import Path
 
 import pytest
@@ -183,7 +184,8 @@ def test_clean_temporaries(root: Root, tmp_path: Path) -> None:
     for name in ("d", "."):
         (tmp_path / "ws" / name / f"{safefs.TEMP_PREFIX}abc").write_text("left over")
     assert [e.path for e in root.walk()] == ["d"]
-    assert root.clean_temporaries() == 2
+    assert root.clean_temporaries(before=time.time() - 100) == 0
+    assert root.clean_temporaries(before=time.time() + 1) == 2
     assert os.listdir(tmp_path / "ws" / "d") == []
 
 
