@@ -64,6 +64,8 @@ class ApiHandler(RequestHandler):
     token: ApiToken | None = None
     #: The session of this request, when it came with its cookie.
     session: Session | None = None
+    #: Whether the caller sees `project` only because it is public.
+    stranger: bool = False
     _user: User | None = None
     _project: Project | None = None
     _role: Role | None = None
@@ -291,7 +293,7 @@ class ApiHandler(RequestHandler):
                 raise Problem(401, "You are not logged in.", remedy="Log in and try again.", code="login")
             raise Problem(404, "There is no such project.", code="project")
         if role is None and need.guests:
-            role = Role.VIEWER
+            role, self.stranger = Role.VIEWER, True
         if self.token is not None and role is not None and not allows(self.token.scopes, Scope.WRITE):
             role = Role.VIEWER
         if role is None or not role.allows(needed):

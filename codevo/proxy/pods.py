@@ -18,7 +18,7 @@ import aiohttp
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from yarl import URL
 
-from codevo.proxy.relay import Relays
+from codevo.proxy.relay import Relays, Visits
 from codevo.spawner.base import PodAddress
 from pod_runtime.protocol.roles import Role
 from pod_runtime.protocol.tokens import HUB_SUBJECT, MAX_TTL, TOKEN_HEADER, Audience, mint
@@ -142,6 +142,8 @@ class PodClient:
         self._closing: set[asyncio.Task[None]] = set()
         #: Every open WebSocket, so that the end of a right reaches them.
         self.relays = Relays()
+        #: The requests of strangers that are being answered.
+        self.visits = Visits()
         #: Called with project and subject when a right ends or changes.
         self.on_right_ended: list[Callable[[str, str], None]] = []
 

@@ -57,6 +57,8 @@ class Visitor:
     subject: str
     name: str
     role: Role
+    #: Not a member: here because the project or the port is public.
+    stranger: bool = False
 
 
 class Access:
@@ -85,10 +87,11 @@ class Access:
             return known[1]
         account = await self._hub.store.users.get(user)
         role = await self._hub.store.members.role(project.id, user)
-        if role is None and project.visibility is Visibility.PUBLIC:
+        stranger = role is None
+        if stranger and project.visibility is Visibility.PUBLIC:
             role = Role.VIEWER
         allowed = account is not None and not account.disabled and role is not None
-        visitor = Visitor(user, account.name, role) if allowed and account and role else None
+        visitor = Visitor(user, account.name, role, stranger) if allowed and account and role else None
         self._remember(self._people, key, visitor)
         return visitor
 
@@ -232,7 +235,7 @@ class PreviewHandler(RequestHandler):
         if public:
             client = f"{self.request.remote_ip} {self.request.headers.get('User-Agent', '')}"
             secret = self.hub.signing_key.private_bytes_raw()
-            return Visitor(guest_subject(secret, project.id, client), GUEST, Role.VIEWER)
+            return Visitor(guest_subject(secret, project.id, client), GUEST, Role.VIEWER, True)
         raise self._ask_who()
 
     def _ask_who(self) -> _Answered:
@@ -338,6 +341,7 @@ class PreviewHandler(RequestHandler):
                 target=self.request.uri or "/",
                 headers=self._for_pod(),
                 vanished=None,
+                stranger=self._visitor.stranger,
                 extra=extra,
             )
         except BadHandshake as e:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from tornado.iostream import IOStream, StreamClosedError
 
@@ -37,6 +38,8 @@ POD_GRACE = 10.0
 #: Open sockets of one person, and of everybody, on one project.
 PER_PERSON = 64
 PER_PROJECT = 256
+#: Of a project's, so many are for people who see it only because it (or one of its ports) is public.
+FOR_STRANGERS = 96
 
 #: The workspace stops or restarts, the right has ended (docs/wire.md).
 GOING_AWAY = 1012
@@ -248,14 +251,44 @@ class TooManySockets(Exception):
     """The person, or the project, has as many open sockets as it may."""
 
 
+class Visits:
+    """Counts the requests of strangers to each public project: they get a part of the pod's connections, so
+    that those who read slowly, however many they are, leave the rest to the members."""
+
+    def __init__(self, limit: int = FOR_STRANGERS) -> None:
+        self._limit = limit
+        self._open: Counter[str] = Counter()
+
+    def enter(self, project: str) -> bool:
+        """Count one more; False when the share is used up."""
+        if self._open[project] >= self._limit:
+            return False
+        self._open[project] += 1
+        return True
+
+    def leave(self, project: str) -> None:
+        """The request is over."""
+        self._open[project] -= 1
+        if not self._open[project]:
+            del self._open[project]
+
+
 class Relays:
     """Every relay of the hub by project and person, so that a right's end reaches them."""
 
-    def __init__(self, *, per_person: int = PER_PERSON, per_project: int = PER_PROJECT) -> None:
+    def __init__(
+        self,
+        *,
+        per_person: int = PER_PERSON,
+        per_project: int = PER_PROJECT,
+        for_strangers: int = FOR_STRANGERS,
+    ) -> None:
         self._per_person = per_person
         self._per_project = per_project
+        self._for_strangers = for_strangers
         self._people: Counter[tuple[str, str]] = Counter()
         self._projects: Counter[str] = Counter()
+        self._strangers: Counter[str] = Counter()
         self._open: dict[Relay, tuple[str, str, str]] = {}
         self._none_open = asyncio.Event()
 
@@ -263,20 +296,28 @@ class Relays:
         return len(self._open)
 
     @contextmanager
-    def place(self, project: str, subject: str) -> Iterator[None]:
-        """Room for one socket, kept from before the pod is dialled. Raises `TooManySockets`."""
-        person = (project, subject)
-        if self._people[person] >= self._per_person or self._projects[project] >= self._per_project:
+    def place(self, project: str, subject: str, *, stranger: bool = False) -> Iterator[None]:
+        """Room for one socket, kept from before the pod is dialled. Raises `TooManySockets`.
+
+        Strangers, who may be as many as they like, share `FOR_STRANGERS` places: the members' stay free.
+        """
+        counted: list[tuple[Counter[Any], Any, int]] = [
+            (self._people, (project, subject), self._per_person),
+            (self._projects, project, self._per_project),
+        ]
+        if stranger:
+            counted.append((self._strangers, project, self._for_strangers))
+        if any(counter[key] >= limit for counter, key, limit in counted):
             raise TooManySockets
-        self._people[person] += 1
-        self._projects[project] += 1
+        for counter, key, _ in counted:
+            counter[key] += 1
         try:
             yield
         finally:
-            self._people[person] -= 1
-            self._projects[project] -= 1
-            self._people += Counter()  # drops what is at zero
-            self._projects += Counter()
+            for counter, key, _ in counted:
+                counter[key] -= 1
+                if not counter[key]:
+                    del counter[key]
 
     @contextmanager
     def listed(self, relay: Relay, project: str, subject: str, credential: str = "") -> Iterator[None]:

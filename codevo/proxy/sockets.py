@@ -25,6 +25,7 @@ async def serve(
     headers: Headers,
     vanished: Ending | None,
     credential: str = "",
+    stranger: bool = False,
     extra: Callable[[Upgraded], Headers] = lambda _: [],
 ) -> None:
     """Dial the pod, then accept the client, then relay until the end.
@@ -37,7 +38,7 @@ async def serve(
     offered = offer(handler.request.headers)
     pods: PodClient = hub.pods
     relays = pods.relays
-    with relays.place(project, subject):
+    with relays.place(project, subject, stranger=stranger):
         dialling = asyncio.create_task(dial(pods, address, target, headers, offered))
         handler.request.connection.set_close_callback(dialling.cancel)  # type: ignore[union-attr]
         try:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 from urllib.parse import unquote_plus
 
@@ -11,7 +13,7 @@ import aiohttp
 from tornado.iostream import StreamClosedError
 from tornado.web import stream_request_body
 
-from codevo.api.base import ApiHandler
+from codevo.api.base import SAFE_METHODS, ApiHandler
 from codevo.api.needs import Route as HubRoute
 from codevo.api.needs import needs
 from codevo.api.problems import Problem, too_many, unavailable
@@ -30,6 +32,7 @@ from codevo.proxy.routes import Route, resolve
 from codevo.proxy.sockets import serve
 from codevo.proxy.websocket import BadHandshake, UpgradeRefused, wants_upgrade
 from codevo.spawner.base import ServerState
+from pod_runtime.protocol.roles import Role
 from pod_runtime.protocol.tokens import TOKEN_HEADER, Audience
 
 #: Name that the collaborators of a guest see.
@@ -60,6 +63,7 @@ class WorkspaceHandler(ApiHandler):
     _address: str = ""
     _refusal: Exception | None = None
     _last_answer = False
+    _leave: Callable[[], None] | None = None
 
     async def prepare(self) -> None:
         # What is answered before the body was read ends the connection, which clients take for an accident.
@@ -92,6 +96,11 @@ class WorkspaceHandler(ApiHandler):
             )
         if int(headers.get("Content-Length", "0")) > limit:
             raise self._too_large()
+        # The containers would say so too, but after the body, and who sends one slowly holds a connection.
+        if not self.role.allows(Role.EDITOR) and (
+            self.request.method not in SAFE_METHODS or has_body(headers)
+        ):
+            raise Problem(403, f"This needs the role editor; yours is {self.role}.", code="role")
         path, _, query = self._target().partition("?")
         route = resolve(path)
         if route is None:
@@ -100,6 +109,7 @@ class WorkspaceHandler(ApiHandler):
         self._route = Route(route.audience, f"{route.path}?{query}" if query else route.path)
         self._address = self._find()
         if not wants_upgrade(headers):
+            self._take_place()
             self._exchange = Exchange(self._pods, self.project.id, self._address)
             self._exchange.begin(
                 self.request.method,
@@ -109,12 +119,27 @@ class WorkspaceHandler(ApiHandler):
                 limit=limit,
             )
 
+    def _take_place(self) -> None:
+        if self.stranger and self._pods.visits.enter(self.project.id):
+            self._leave = partial(self._pods.visits.leave, self.project.id)
+        elif self.stranger:
+            raise too_many(5, "There are too many visitors at this project just now.")
+
+    def on_finish(self) -> None:
+        self._leave_place()
+
+    def _leave_place(self) -> None:
+        leave, self._leave = self._leave, None
+        if leave is not None:
+            leave()
+
     async def data_received(self, chunk: bytes) -> None:
         if self._exchange is not None and self._exchange.upload is not None:
             await self._exchange.upload.put(chunk)
 
     def on_connection_close(self) -> None:
         super().on_connection_close()
+        self._leave_place()
         if self._exchange is not None:
             self._exchange.cancel()
 
@@ -197,6 +222,7 @@ class WorkspaceHandler(ApiHandler):
                 target=self._route.path,
                 headers=self._headers_for_pod(),
                 credential=self._credential,
+                stranger=self.stranger,
                 vanished=Ending(GOING_AWAY, f"The {self._route.audience} has stopped"),
             )
         except BadHandshake as e:

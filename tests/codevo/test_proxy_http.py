@@ -11,6 +11,7 @@ import aiohttp
 import pytest
 from yarl import URL
 
+from codevo.proxy.relay import Visits
 from codevo.spawner.base import ServerState
 from codevo.store import Visibility
 from pod_runtime.protocol.roles import Role
@@ -374,3 +375,32 @@ async def test_refusals_keep_the_connection_and_say_when_they_do_not(hub: Stand)
     assert b"close" not in (await raw(hub, f"GET {head}\r\n".encode())).lower()
     refused = await raw(hub, f"POST {head}Content-Length: 5\r\n\r\nhello".encode())
     assert b" 404 " in refused and b"connection: close" in refused.lower()
+
+
+async def test_a_viewers_write_is_refused_before_its_body(hub: Stand) -> None:
+    """Else a stranger who never sends the body holds one of the pod's connections, and 256 hold them all."""
+    project = await hub.project(visibility=Visibility.PUBLIC)
+    hub.pod(project)
+    head = f"/p/{project}/api/contents HTTP/1.1\r\nHost: 127.0.0.1:{hub.port}\r\nContent-Length: 1000\r\n\r\n"
+    for method in ("POST", "GET"):
+        assert b" 403 " in await raw(hub, f"{method} {head}{{".encode())
+    assert not hub.open_pods[0].seen
+
+
+async def test_strangers_who_do_not_read_leave_room_for_members(hub: Stand) -> None:
+    hub.hub.pods.visits = Visits(2)
+    base, headers, project = await ready(hub, Role.VIEWER)
+    await hub.store.projects.update(project, visibility=Visibility.PUBLIC)
+    first, second = await hub.http.get(f"{base}/files/drip"), await hub.http.get(f"{base}/files/drip")
+    assert (first.status, second.status) == (200, 200)
+    async with hub.http.get(f"{base}/files/drip") as third:
+        assert third.status == 429 and third.headers["Retry-After"]
+    async with hub.http.get(f"{base}/api/status", headers=headers) as member:
+        assert member.status == 200
+    first.close()
+    second.close()
+    async with asyncio.timeout(WAIT):
+        while True:
+            async with hub.http.get(f"{base}/api/status") as again:
+                if again.status == 200:
+                    break

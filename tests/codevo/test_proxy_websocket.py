@@ -15,6 +15,7 @@ import pytest
 from codevo.proxy import relay as relay_module
 from codevo.proxy.frames import CLOSE, encode
 from codevo.proxy.relay import Relay, Relays
+from codevo.store import Visibility
 from pod_runtime.protocol.roles import Role
 from tests.codevo.proxy_stand import WAIT, Stand, stand, until
 from tests.codevo.test_proxy_http import bearer, ready
@@ -389,6 +390,22 @@ async def test_too_many_sockets_are_429_and_places_come_back(hub: Stand) -> None
     again = await dial(hub, url, headers)
     assert b" 101 " in again.head
     for wire in (second, third, fourth, fifth, again):
+        wire.writer.close()
+
+
+async def test_strangers_share_a_part_of_a_projects_sockets(hub: Stand) -> None:
+    hub.hub.pods.relays = Relays(per_project=3, for_strangers=2)
+    base, headers, project = await ready(hub)
+    await hub.store.projects.update(project, visibility=Visibility.PUBLIC)
+    url = f"{path_of(base)}/collab/x"
+    # a guest is told apart by the User-Agent, of which one may have as many as one likes
+    wires = [await dial(hub, url, {"User-Agent": str(n)}) for n in range(2)]
+    _, token = await hub.user("bob")
+    refused = [await dial(hub, url, {"User-Agent": "3"}), await dial(hub, url, bearer(token))]
+    assert all(b" 101 " in w.head for w in wires) and all(b" 429 " in w.head for w in refused)
+    member = await dial(hub, url, headers)
+    assert b" 101 " in member.head
+    for wire in (*wires, *refused, member):
         wire.writer.close()
 
 
