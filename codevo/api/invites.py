@@ -134,7 +134,10 @@ class InviteHandler(ApiHandler):
 
     @needs(user=True)
     async def post(self, code: str) -> None:
-        """Join; never takes away a role that one has already. Answers the project."""
+        """Join; never takes away a role that one has already. Answers the project.
+
+        Once for each person: who was removed or given a lesser role needs a new link.
+        """
         invite, project = await self._find(code)
         if invite.email and invite.email.casefold() != self.user.email.casefold():
             raise Problem(403, "This invitation is for another account's e-mail address.", code="email")
@@ -144,8 +147,13 @@ class InviteHandler(ApiHandler):
             if role is None:
                 count = len(await members.of_project(project.id))
                 check_room(count, self.hub.limits.members_per_project)
-            if await self.hub.store.invites.use(code) is None:
-                raise Problem(410, "This invitation has expired.", remedy="Ask for a new one.", code="invite")
+            if await self.hub.store.invites.use(code, self.user.id) is None:
+                raise Problem(
+                    410,
+                    "This invitation has expired, or you have used it already.",
+                    remedy="Ask for a new one.",
+                    code="invite",
+                )
             role = await members.raise_to(project.id, self.user.id, invite.role)
             await end_right(self.hub, project.id, self.user.id)
         self.write_json(await one_project(self.hub, project, role, self.user))

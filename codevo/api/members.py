@@ -76,6 +76,8 @@ class MemberHandler(ApiHandler):
                 _check_last_owner(members, user.id)
             if present is None or present.role is not role:
                 await self.hub.store.members.set(project_id, user.id, role)
+                if role is not Role.OWNER:
+                    await self.hub.store.invites.delete_by(project_id, user.id)
                 await end_right(self.hub, project_id, user.id)
         self.write_json({"name": user.name, "role": str(role)}, 201 if present is None else 200)
 
@@ -92,6 +94,8 @@ class MemberHandler(ApiHandler):
             if members[user.id].role is Role.OWNER:
                 _check_last_owner(members, user.id)
             await self.hub.store.members.remove(project_id, user.id)
+            # else a former owner comes back by a link of their own
+            await self.hub.store.invites.delete_by(project_id, user.id)
             await end_right(self.hub, project_id, user.id)
         self.set_status(204)
         self.finish()

@@ -60,10 +60,15 @@ class Invites:
         doc = await self._invites.find_one(_usable(code))
         return _invite(code, doc) if doc else None
 
-    async def use(self, code: str) -> Invite | None:
-        """Count one use, atomically; None when unknown, expired or used up."""
+    async def use(self, code: str, user: str) -> Invite | None:
+        """Count one use, atomically; None when unknown, expired or used up.
+
+        A person can use a link once: somebody who was removed does not come back by it.
+        """
         doc = await self._invites.find_one_and_update(
-            _usable(code), {"$inc": {"uses": 1}}, return_document=True
+            {**_usable(code), "users": {"$ne": user}},
+            {"$inc": {"uses": 1}, "$addToSet": {"users": user}},
+            return_document=True,
         )
         return _invite(code, doc) if doc else None
 
@@ -80,6 +85,10 @@ class Invites:
         """End one link; whether there was one."""
         done = await self._invites.delete_one({"_id": ident, "project": project})
         return bool(done.deleted_count)
+
+    async def delete_by(self, project: str, inviter: str) -> None:
+        """End the links that this person made for the project."""
+        await self._invites.delete_many({"project": project, "inviter": inviter})
 
     async def count_of(self, project: str) -> int:
         found: int = await self._invites.count_documents({"project": project, "expires": {"$gt": now()}})

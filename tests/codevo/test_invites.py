@@ -120,3 +120,36 @@ async def test_links_and_members_are_bounded(hub: TestHub, monkeypatch: pytest.M
     await ben("POST", f"/api/invites/{code}", {}, expect=200)
     await cat("POST", f"/api/invites/{code}", {}, expect=409)
     await ann("PUT", f"/api/projects/{ident}/members/cat", {"role": "viewer"}, expect=409)
+
+
+async def test_a_link_does_not_bring_back_who_was_removed_or_lowered(hub: TestHub) -> None:
+    ann, ben = await hub.person("ann"), await hub.person("ben")
+    ident = await hub.project(ann)
+    url = f"/api/projects/{ident}"
+    code = (await ann("POST", f"{url}/invites", {"role": "editor"}, expect=201)).json["code"]
+    await ben("POST", f"/api/invites/{code}", {}, expect=200)
+    await ann("PUT", f"{url}/members/ben", {"role": "viewer"}, expect=200)
+    await ben("POST", f"/api/invites/{code}", {}, expect=410)
+    await ann("DELETE", f"{url}/members/ben", expect=204)
+    await ben("POST", f"/api/invites/{code}", {}, expect=410)
+    await ben("GET", url, expect=404)
+    # for everybody else it works as before
+    cat = await hub.person("cat")
+    assert (await cat("POST", f"/api/invites/{code}", {}, expect=200)).json["role"] == "editor"
+
+
+@pytest.mark.parametrize("how", ["removed", "lowered"])
+async def test_the_links_of_a_former_owner_end_with_the_role(hub: TestHub, how: str) -> None:
+    ann, ben, cat = await hub.person("ann"), await hub.person("ben"), await hub.person("cat")
+    ident = await hub.project(ann)
+    url = f"/api/projects/{ident}"
+    await ann("PUT", f"{url}/members/ben", {"role": "owner"}, expect=201)
+    theirs = (await ben("POST", f"{url}/invites", {"role": "editor"}, expect=201)).json["code"]
+    ours = (await ann("POST", f"{url}/invites", {"role": "editor"}, expect=201)).json["code"]
+    if how == "removed":
+        await ann("DELETE", f"{url}/members/ben", expect=204)
+    else:
+        await ann("PUT", f"{url}/members/ben", {"role": "viewer"}, expect=200)
+    for person in (ben, cat):
+        await person("POST", f"/api/invites/{theirs}", {}, expect=404)
+    await cat("POST", f"/api/invites/{ours}", {}, expect=200)

@@ -179,7 +179,7 @@ async def test_concurrent_joins_make_one_member(store: Store) -> None:
 async def test_invites(store: Store) -> None:
     invite = await store.invites.create("p", Role.EDITOR, "u", seconds=60, max_uses=2)
     assert len(invite.code) >= 22
-    uses = await asyncio.gather(*(store.invites.use(invite.code) for _ in range(5)))
+    uses = await asyncio.gather(*(store.invites.use(invite.code, str(n)) for n in range(5)))
     assert sum(u is not None for u in uses) == 2
     assert await store.invites.find(invite.code) is None
     late = await store.invites.create("p", Role.EDITOR, "u", seconds=-1)
