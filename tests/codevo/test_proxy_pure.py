@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from codevo.proxy.frames import (
@@ -231,6 +231,7 @@ FRAMES = st.lists(
 )
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(FRAMES, st.lists(st.integers(1, 400), min_size=1, max_size=20))
 def test_bytes_pass_unchanged_however_they_are_cut(frames: list[bytes], cuts: list[int]) -> None:
     whole = b"".join(frames)

@@ -80,14 +80,14 @@ async def test_the_object_store_is_killed_again_and_again(hub: HubProcess, ana: 
     project = await ana.new_project("python")
     await ana.ready(project)
     written = {}
-    for i in range(6):
+    for i in range(4):
         kill(*children(hub, "weed"))
         for j in range(3):
             name = f"{i}-{j}.txt"
             written[name] = f"{name} " * 2000
             await put(ana, project, name, written[name])
             await asyncio.sleep(0.1)
-        if i == 3:
+        if i == 2:
             kill_worker(project)
 
             async def back() -> bool:
