@@ -465,6 +465,8 @@ def test_embedded_in_another_site(person: Make, hub: HubProcess) -> None:
         share.get_by_role("button", name="Save").click()
         expect(page.get_by_text("Saved.")).to_be_visible()
         ana.pictures("share-embed")
+        settings = ana.ok("GET", f"/api/projects/{project}")["settings"]
+        assert settings["public_ports"] == [8080] and settings["embed_origins"] == [site]
         reader.page.goto(site)
         expect(framed.get_by_text("This project is not public, or it does not exist.")).to_be_visible()
 
