@@ -97,6 +97,7 @@ class Worker:
         self._opening: asyncio.Task[None] | None = None
         self._began = time.time()
         self._cleaning: asyncio.Task[int] | None = None
+        self._persisting = False
 
     # -- life
 
@@ -110,6 +111,7 @@ class Worker:
     async def _open(self) -> None:
         try:
             await self.persistence.open(self._progress)
+            self._persisting = True
             self.documents.on_touched = self.persistence.touched
             self.persistence.subscribe(lambda status: self.events.send(self.durability_event()))
             self.documents.start()
@@ -147,7 +149,7 @@ class Worker:
                 for connection in list(self.sockets):
                     connection.stop()
                 await self.documents.save_all()
-                if self.state == "ready":
+                if self._persisting:
                     await self.persistence.close()
         except TimeoutError:
             log.error("the last flush did not end in time")

@@ -195,3 +195,25 @@ def test_lost_events_are_told(tmp_path: Path) -> None:
     (tmp_path / "after").write_text("x")
     assert "after" in watch.read()
     watch.close()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_persistence_is_closed_whenever_it_was_opened(tmp_path: Path, fails: bool) -> None:
+    """Stopped, or failed, between the log's opening and the first request."""
+    site = Site(tmp_path)
+    site.persistence.hold = True
+    await site.start()
+    assert site.worker is not None
+    waiting = asyncio.Event()
+
+    async def start() -> None:
+        waiting.set()
+        if fails:
+            raise OSError("no watches")
+        await asyncio.Event().wait()
+
+    site.worker._watcher.start = start  # type: ignore[method-assign]
+    site.persistence.opened.set()
+    await asyncio.wait_for(waiting.wait(), 15)
+    await site.stop()
+    assert site.persistence.closed
