@@ -371,3 +371,25 @@ async def test_two_tabs_of_one_person_and_a_return(site: Site) -> None:
     bob.say({"user": "bob"})
     await again.until(lambda: bob.doc.client_id in again.awareness)
     assert bob.awareness[ann.doc.client_id] == {"n": 2}
+
+
+async def test_an_oversized_history_begins_anew(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its clients are closed with 4409 once the text is on disk; no client of the old history is let in."""
+    (site.path / "f").write_text("start\n")
+    ann = await site.client("f")
+    ann.text += "end\n"
+    await site.on_disk("f", "start\nend\n")
+    assert site.worker is not None
+    documents = site.worker.documents
+    epoch = documents.capture({})[0].epoch
+    monkeypatch.setattr("pod_runtime.worker.documents._RENEW_FACTOR", 0)
+    await documents.save_all()
+    monkeypatch.undo()
+    assert await ann.closed() == 4409
+    fresh = await site.client("f", subject="bob")
+    await fresh.has("start\nend\n")
+    assert documents.capture({})[0].epoch != epoch
+    again = await site.client("f", doc=ann.doc, sync=False)
+    assert await again.closed() == 4409
+    fresh.text += "more\n"
+    await site.on_disk("f", "start\nend\nmore\n")
