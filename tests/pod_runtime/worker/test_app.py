@@ -217,3 +217,30 @@ async def test_persistence_is_closed_whenever_it_was_opened(tmp_path: Path, fail
     await asyncio.wait_for(waiting.wait(), 15)
     await site.stop()
     assert site.persistence.closed
+
+
+async def test_after_lost_events_clients_list_anew_and_documents_look(site: Site) -> None:
+    (site.path / "f").write_text("old\n")
+    ann = await site.client("f")
+    ws = await site.session.ws_connect(site.url + "/api/worker/events", headers=site.headers())
+    assert (await ws.receive_json(timeout=15))["type"] == "durability"
+    assert site.worker is not None
+    inotify_read = Inotify.read
+    lost = asyncio.Event()
+
+    def overflows(self: Inotify) -> dict[str, Any]:
+        if not lost.is_set():
+            inotify_read(self)
+            lost.set()
+            raise Overflow
+        return dict(inotify_read(self))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Inotify, "read", overflows)
+        (site.path / "f").write_text("new\n")
+        await ann.has("new\n")
+    assert lost.is_set()
+    event = await ws.receive_json(timeout=15)
+    assert (event["type"], event["truncated"], event["changes"]) == ("files", True, [])
+    (site.path / "after").write_text("x")
+    assert "after" in str(await ws.receive_json(timeout=15))
