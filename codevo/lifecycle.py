@@ -43,6 +43,8 @@ log = logging.getLogger(__name__)
 
 #: Seconds that open requests have to end after the sockets have been closed.
 _DRAIN = 2.0
+#: Seconds for a request's body to arrive, which is kept in memory until then. Streamed ones have longer.
+_BODY_SECONDS = 60.0
 
 
 class StartError(Exception):
@@ -222,7 +224,8 @@ async def _close_servers(app: Codevo, hub: Hub) -> None:
 
 async def _tell_setup_code(app: Codevo, hub: Hub) -> None:
     """Print the code where only the operator reads it, when somebody from elsewhere could need it."""
-    elsewhere = app.public_url or app.allowed_hosts or not (app.ip == "localhost" or is_loopback(app.ip))
+    proxied = app.public_url or app.allowed_hosts or app.trusted_proxies
+    elsewhere = proxied or not (app.ip == "localhost" or is_loopback(app.ip))
     if hub.signup and elsewhere and not await hub.store.users.any():
         print(f"Setup code for the first account: {hub.setup_code}", file=sys.stderr, flush=True)
 
@@ -231,14 +234,12 @@ async def _tell_setup_code(app: Codevo, hub: Hub) -> None:
 async def serve_hub(hub: Hub, sockets: list[socket.socket]) -> AsyncIterator[HTTPServer]:
     """Answer requests on these sockets. At the end: accept no more, close WebSockets with 1001, let open
     requests end for a moment, then cut them."""
-    proxies = list(hub.config.trusted_proxies)
     server = HTTPServer(
         HostRouter(hub),
-        xheaders=bool(proxies),
-        trusted_downstream=proxies,
         max_body_size=hub.limits.max_body,
         max_header_size=64 * 1024,
         idle_connection_timeout=75.0,
+        body_timeout=_BODY_SECONDS,
     )
     server.add_sockets(sockets)
     try:

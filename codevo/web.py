@@ -25,6 +25,7 @@ from codevo.api import (
     users,
 )
 from codevo.api.needs import Route, check_routes
+from codevo.auth import forwarded
 from codevo.hub import Hub
 from codevo.logs import request_logger
 from codevo.proxy import workspace
@@ -75,9 +76,14 @@ class HostRouter(Router):
 
     def __init__(self, hub: Hub) -> None:
         self._domain = hub.preview_domain
+        self._proxies = frozenset(hub.config.trusted_proxies)
         self._own = hub_application(hub)
         self._previews = preview_application(hub, log_function=request_logger(hub))
 
     def find_handler(self, request: HTTPServerRequest, **kwargs: Any) -> HTTPMessageDelegate | None:
+        context = request.connection.context  # type: ignore[union-attr]
+        request.remote_ip, request.protocol = forwarded.client(
+            context.remote_ip, context.protocol, request.headers, self._proxies
+        )
         preview = is_preview_host(request.host or "", self._domain)
         return (self._previews if preview else self._own).find_handler(request, **kwargs)

@@ -8,7 +8,7 @@ from codevo.api.base import ApiHandler
 from codevo.api.needs import Route, body, needs, public
 from codevo.api.problems import Problem, too_many
 from codevo.auth.accounts import AccountError, Disabled, SetupCodeNeeded, TooMany, WrongPassword
-from codevo.auth.origins import clean_host, host_name
+from codevo.auth.origins import clean_host, host_name, netloc
 from codevo.auth.ratelimit import is_loopback
 from codevo.auth.scopes import Scope
 from codevo.proxy.relay import SESSION
@@ -72,16 +72,23 @@ def account_problem(error: AccountError) -> Problem:
 
 
 def is_local(handler: ApiHandler) -> bool:
-    """Whether the request was made on this machine, not passed on by a proxy that runs on it."""
-    headers = handler.request.headers
+    """Whether the request was made on this machine, not passed on by a proxy that runs on it.
+
+    Not every proxy says that it is one: HAProxy sends the client's Host and no header of its own, nginx names
+    us as Host and speaks HTTP/1.0. So nobody is local at a hub for visitors from elsewhere.
+    """
+    request, hub = handler.request, handler.hub
     forwarded = any(
-        h in headers for h in ("X-Forwarded-For", "X-Real-Ip", "Forwarded", "Via", "X-Forwarded-Host")
+        name.lower().startswith("x-forwarded-") or name.lower() in ("x-real-ip", "forwarded", "via")
+        for name in request.headers
     )
-    host = host_name(clean_host(handler.request.host or "") or "")
+    hosts = {host_name(clean_host(request.host or "") or ""), host_name(netloc(hub.origin))}
     return (
-        is_loopback(handler.request.remote_ip or "")
+        is_loopback(request.remote_ip or "")
         and not forwarded
-        and host in ("127.0.0.1", "localhost", "[::1]")
+        and request.version != "HTTP/1.0"
+        and not hub.config.trusted_proxies
+        and hosts <= {"127.0.0.1", "localhost", "[::1]"}
     )
 
 

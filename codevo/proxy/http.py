@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 MAX_WAITING_CHUNKS = 8
 #: Seconds for the first byte of an answer after the whole request was sent.
 ANSWER_TIMEOUT = 120.0
+#: Seconds for the whole body of a request.
+UPLOAD_TIME = 4 * 3600.0
 #: Seconds in which a pod must take a waiting chunk of the request.
 UPLOAD_STALL = 60.0
 

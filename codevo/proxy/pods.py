@@ -146,6 +146,8 @@ class PodClient:
         self.visits = Visits()
         #: Called with project and subject when a right ends or changes.
         self.on_right_ended: list[Callable[[str, str], None]] = []
+        #: Called with the project when its settings or its visibility change.
+        self.on_project_changed: list[Callable[[str], None]] = []
 
     # tokens
 

@@ -20,7 +20,15 @@ from codevo.auth.origins import same_origin
 from codevo.hub import Hub
 from codevo.proxy import pages
 from codevo.proxy.headers import Headers, cookies_named, preview_request, preview_response
-from codevo.proxy.http import BadAnswer, BodyTooLarge, Exchange, framing_is_sound, has_body, pairs
+from codevo.proxy.http import (
+    UPLOAD_TIME,
+    BadAnswer,
+    BodyTooLarge,
+    Exchange,
+    framing_is_sound,
+    has_body,
+    pairs,
+)
 from codevo.proxy.pages import PageText
 from codevo.proxy.pods import PodClient, PodUnavailable
 from codevo.proxy.previews import COOKIE, MAIN, PreviewName, Seal, local_path, parse_host, set_cookie
@@ -100,6 +108,12 @@ class Access:
         self._people.pop((project, user), None)
         self._projects.pop(project, None)
 
+    def forget_project(self, project: str) -> None:
+        """Its settings or its visibility have changed, for everybody."""
+        self._projects.pop(project, None)
+        for key in [key for key in self._people if key[0] == project]:
+            del self._people[key]
+
     @staticmethod
     def _remember(memory: OrderedDict[K, tuple[float, V]], key: K, value: V) -> None:
         memory[key] = (time.monotonic() + ACCESS_SECONDS, value)
@@ -138,6 +152,7 @@ class PreviewHandler(RequestHandler):
     async def prepare(self) -> None:
         limit = self.hub.limits.max_upload
         self.request.connection.set_max_body_size(limit + _SLACK)  # type: ignore[union-attr]
+        self.request.connection.set_body_timeout(UPLOAD_TIME)  # type: ignore[union-attr]
         try:
             await self._prepare(limit)
         except _Answered as e:
@@ -387,6 +402,7 @@ def preview_application(hub: Hub, **settings: Any) -> Application:
     """The application for every host under ``hub.preview_domain``. ``settings`` are Tornado's."""
     access = Access(hub)
     hub.pods.on_right_ended.append(access.forget)
+    hub.pods.on_project_changed.append(access.forget_project)
     seal = Seal(hub.signing_key.private_bytes_raw())
     settings.setdefault("log_function", _log_request)
     arguments = {"hub": hub, "seal": seal, "access": access}

@@ -19,6 +19,7 @@ from codevo.proxy.frames import (
     PONG,
     FrameError,
     FrameFollower,
+    Pace,
     close_payload,
     encode,
     repaired_close,
@@ -146,9 +147,11 @@ class Relay:
     async def _up(self) -> None:
         """Client to pod; returns when the client has closed, by frame or by connection."""
         pod_reads = True
+        pace = Pace(self._from_client, CHUNK)
+        loop = asyncio.get_running_loop()
         while not self._from_client.closed:
             try:
-                data = await self._stream.read_bytes(CHUNK, partial=True)
+                data = await self._stream.read_bytes(pace.size, partial=True)
             except StreamClosedError:
                 return
             self._heard()
@@ -167,12 +170,17 @@ class Relay:
                     pod_reads = False  # its side of the story is told by `_down`
                 self._pod_is_slow = False
                 self._heard()
+            if seconds := pace.pause(loop.time()):
+                await asyncio.sleep(seconds)
+                self._heard()
 
     async def _down(self) -> None:
         """Pod to client; returns when the pod has closed, by frame or by connection."""
+        pace = Pace(self._from_pod, CHUNK)
+        loop = asyncio.get_running_loop()
         while not self._from_pod.closed:
             try:
-                data = await self._reader.read(CHUNK)
+                data = await self._reader.read(pace.size)
             except OSError:
                 return
             if not data:
@@ -187,6 +195,8 @@ class Relay:
                 if injected:
                     self._pending = b""
                 await self._write(out)
+            if seconds := pace.pause(loop.time()):
+                await asyncio.sleep(seconds)
 
     async def _watch(self) -> None:
         """Ping the client now and then; returns when it has been silent for too long."""

@@ -19,6 +19,7 @@ from codevo.api.needs import needs
 from codevo.api.problems import Problem, too_many, unavailable
 from codevo.proxy.headers import Headers, workspace_request, workspace_response
 from codevo.proxy.http import (
+    UPLOAD_TIME,
     BadAnswer,
     BodyTooLarge,
     Exchange,
@@ -89,6 +90,7 @@ class WorkspaceHandler(ApiHandler):
         if not framing_is_sound(headers):
             raise Problem(400, "The length of the request's body is not clear.", code="framing")
         self.request.connection.set_max_body_size(limit + _SLACK)  # type: ignore[union-attr]
+        self.request.connection.set_body_timeout(UPLOAD_TIME)  # type: ignore[union-attr]
         await ApiHandler.prepare(self)
         if self.request.method not in _METHODS:
             raise Problem(

@@ -13,6 +13,7 @@ from codevo.proxy.frames import (
     PING,
     FrameError,
     FrameFollower,
+    Pace,
     close_payload,
     encode,
     repaired_close,
@@ -305,3 +306,28 @@ def test_other_codes_pass() -> None:
     for code in (1000, 1001, 1012, 3000, 4403, 4409, 4999):
         assert repaired_close(struct.pack("!H", code) + b"why") is None
     assert len(close_payload(1000, "ä" * 200)) <= 125
+
+
+def test_empty_frames_cost_time_and_ordinary_ones_do_not() -> None:
+    follower = FrameFollower(masked=False, on_control=lambda _opcode, _payload: None)
+    pace, now = Pace(follower, 65536), 100.0
+    follower.feed(b"\x82\x00" * 9_000)
+    assert pace.pause(now) == 0 and pace.size == 4096
+    waited = 0.0
+    for _ in range(50):
+        follower.feed(b"\x82\x00" * 2048)
+        pause = pace.pause(now)
+        now, waited = now + pause, waited + pause
+    assert waited == pytest.approx((9_000 + 50 * 2048 - Pace.BURST) / Pace.RATE)
+    # after a rest everything is as before
+    follower.feed(b"\x82\x7e\xff\x00" + bytes(0xFF00))
+    assert pace.pause(now + 60) == 0 and pace.size == 65536
+
+
+def test_many_large_frames_never_wait() -> None:
+    follower = FrameFollower(masked=False, on_control=lambda _opcode, _payload: None)
+    pace = Pace(follower, 65536)
+    for _ in range(2000):
+        follower.feed((b"\x82\x7e\x04\x00" + bytes(1024)) * 60)
+        assert pace.pause(1.0 + follower.frames / 4_000) == 0
+        assert pace.size == 65536
