@@ -1,12 +1,13 @@
-/** A person's colour: the same for a name everywhere and always. `strong` carries white text at AA. */
+/** A person's colour: the same for a name everywhere and always. `strong` carries white text at AA
+ *  and stands out as a line on the darkest editor. */
 export interface PersonColor {
   strong: string;
   light: string;
 }
 
 const STRONG = [
-  '#b4232c', '#a8430b', '#7c5c00', '#3f6d12', '#0b6e4f', '#0a6b80',
-  '#1d5fbf', '#4a4fd0', '#7a3cc2', '#a02f9c', '#b0245f', '#5b5f6b',
+  '#bc3c44', '#ae4e19', '#84660f', '#4b7520', '#197659', '#187388',
+  '#2b69c3', '#5459d2', '#864dc8', '#a63ba2', '#b6376d', '#656973',
 ] as const;
 
 export function colorOf(name: string): PersonColor {

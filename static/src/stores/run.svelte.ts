@@ -34,6 +34,7 @@ export class RunStore {
   #request: Partial<Header> = {};
   #ask: Partial<Header> | null = null;
   #queue: string[] = [];
+  #stopped = false;
   #closed = false;
   #connecting: Promise<void> | null = null;
 
@@ -185,6 +186,7 @@ export class RunStore {
     this.clear();
     this.exit = null;
     this.failed = false;
+    this.#stopped = false;
     this.prompt = null;
     if (announce) this.everRan = true;
   }
@@ -226,6 +228,8 @@ export class RunStore {
         const trace = !own && Array.isArray(c['traceback']) ? c['traceback'].filter((t) => typeof t === 'string').join('\n') : '';
         this.failed = true;
         this.exit = String(c['evalue'] ?? '').slice(0, 200) || 'it failed';
+        // what Stop sends: somebody's wish is no failure
+        if (own && /\bSIGINT\b/.test(this.exit)) this.#stopped = true;
         if (trace) this.#write(`\n\x1b[31m${trace}\x1b[0m\n`);
         break;
       }
@@ -258,6 +262,10 @@ export class RunStore {
     this.prompt = null;
     this.#ask = null;
     if (exit) this.exit = exit;
+    if (this.#stopped || (this.exit !== null && /\bSIGINT\b/.test(this.exit))) {
+      this.exit = 'stopped';
+      this.failed = false;
+    }
   }
 
   #write(text: string): void {
