@@ -126,6 +126,8 @@ class ProjectHandler(ApiHandler):
         )
         if project is None:
             raise Problem(404, "There is no such project.", code="project")
+        for changed in self.hub.pods.on_project_changed:
+            changed(project_id)
         if closed:
             await end_strangers(self.hub, project_id)
         self.write_json(await one_project(self.hub, project, self.role, self.user))

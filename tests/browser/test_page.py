@@ -412,7 +412,7 @@ def foreign_page(frame: str) -> Iterator[int]:
     """A site of somebody else that frames an address; gives its port."""
     text = (
         "<!doctype html><title>A blog</title><body style='font:16px sans-serif;margin:24px'>"
-        f"<h1>A blog</h1><iframe src='{frame}' width='1000' height='480' title='embedded'></iframe>"
+        f"<h1>A blog</h1><iframe src='{frame}' width='100%' height='480' title='embedded'></iframe>"
     ).encode()
 
     class Handler(BaseHTTPRequestHandler):
