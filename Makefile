@@ -8,6 +8,9 @@ BIN := $(CURDIR)/$(VENV)/bin
 export PATH := $(BIN):$(PATH)
 STATIC_SOURCES := $(shell find static -type f -not -path 'static/node_modules/*' -not -path 'static/dist/*' 2>/dev/null)
 PYTEST_ARGS ?=
+# program=package of the system's package manager; see deploy/prerequisites.sh
+RUN_NEEDS := @venv=python3-venv bwrap=bubblewrap slirp4netns=slirp4netns libcurl.so.4=libcurl4 libssl.so.3=libssl3
+TEST_NEEDS := $(RUN_NEEDS) chromium=chromium g++=g++
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -18,8 +21,7 @@ setup: $(VENV)/.run static/dist/index.html ## Install everything that `make run`
 run: setup ## Start Codevo with the embedded MongoDB and S3 server (ARGS="--port 9000" to change)
 	@$(BIN)/codevo serve $(ARGS)
 
-test: setup $(VENV)/.test ## Check style and types, run all tests
-	@deploy/prerequisites.sh chromium=chromium g++=g++
+test: needs-test setup $(VENV)/.test ## Check style and types, run all tests
 	@$(MAKE) --no-print-directory lint
 	@cd static && npm run --silent check && npm test --silent
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
@@ -29,24 +31,26 @@ lint: $(VENV)/.test ## Check style and types of the Python code
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-bench: setup $(VENV)/.test ## Measure start times, durability, memory and page weight
-	@deploy/prerequisites.sh chromium=chromium g++=g++
-	@$(BIN)/python -m tests.bench
+bench: needs-test setup $(VENV)/.test ## Measure start times, durability, memory, page weight (ARGS="--peers" …)
+	@$(BIN)/python -m tests.bench $(ARGS)
 
 clean: ## Delete what was built (not the data directory)
 	rm -rf $(VENV) static/dist static/node_modules .mypy_cache .ruff_cache .pytest_cache
 
 # --- how the pieces are made -------------------------------------------------------------------
 
+needs-test:
+	@PYTHON=$(PYTHON) deploy/prerequisites.sh $(TEST_NEEDS)
+
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "codevo: Python 3.11 or newer is needed (make PYTHON=python3.12 …)" >&2; exit 1; }
-	@PYTHON=$(PYTHON) deploy/prerequisites.sh @venv=python3-venv bwrap=bubblewrap slirp4netns=slirp4netns
+	@PYTHON=$(PYTHON) deploy/prerequisites.sh $(RUN_NEEDS)
 	@echo "codevo: making $(VENV)"
 	@$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.run: setup.cfg | $(VENV)/bin/python
-	@deploy/prerequisites.sh bwrap=bubblewrap slirp4netns=slirp4netns libcurl.so.4=libcurl4 libssl.so.3=libssl3
+	@PYTHON=$(PYTHON) deploy/prerequisites.sh $(RUN_NEEDS)
 	@echo "codevo: installing Python packages"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[embedded]'
 	@node -e 'const [a, b] = process.versions.node.split(".").map(Number); process.exit(a > 20 || (a == 20 && b >= 19) ? 0 : 1)' 2>/dev/null \
@@ -69,4 +73,4 @@ static/dist/index.html: $(STATIC_SOURCES) static/node_modules/.package-lock.json
 	@cd static && npm run --silent build
 	@touch $@
 
-.PHONY: help setup run test lint bench clean
+.PHONY: help setup run test lint bench clean needs-test

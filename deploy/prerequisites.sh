@@ -19,8 +19,8 @@ if ! command -v apt-get >/dev/null 2>&1; then
 fi
 if [ "$(id -u)" = 0 ]; then
   run=
-elif command -v sudo >/dev/null 2>&1 && sudo -n true 2>/dev/null; then
-  run="sudo -n"
+elif command -v sudo >/dev/null 2>&1 && { sudo -n true 2>/dev/null || [ -t 0 ]; }; then
+  run=sudo
 else
   echo "codevo: these packages are missing:$missing" >&2
   echo "codevo: please run:  sudo $command" >&2
