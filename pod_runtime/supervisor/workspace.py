@@ -117,6 +117,9 @@ class Workspace:
         launch.limits[resource.RLIMIT_NOFILE] = spec["limits"]["nofile"]
         if name == "runner":
             self._limit_user(launch)
+        elif self._isolated:
+            # what people make it hold in memory ends it, not the machine
+            launch.limits[resource.RLIMIT_DATA] = self.spec["limits"]["memory"]
         member: Member = getattr(self, name)
         member.started(launch.start(), output)
         for fd in mine:

@@ -92,6 +92,7 @@ class Worker:
         self.persistence = make_persistence(config, self.root, self.documents, self.events.notice)
         self.sockets: set[_Socket] = set()
         self.clients: set[asyncio.Task[None]] = set()
+        self.large_answers = asyncio.Semaphore(file_handlers.LARGE_ANSWERS)
         self._watcher = Watcher(self.root, self.events, self._files_changed)
         self._server: HTTPServer | None = None
         self._opening: asyncio.Task[None] | None = None

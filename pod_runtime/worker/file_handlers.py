@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import json
 import os
+from collections.abc import AsyncIterator
 from email.utils import formatdate
 from typing import Any
 from urllib.parse import quote
@@ -15,11 +18,18 @@ from tornado.web import HTTPError, stream_request_body
 from pod_runtime.worker import contents
 from pod_runtime.worker.contents import ContentsError
 from pod_runtime.worker.handlers import WorkerHandler
-from pod_runtime.worker.safefs import AtomicFile
+from pod_runtime.worker.safefs import AtomicFile, InvalidPath, Kind, Root, kind_of
 
 _CHUNK = 256 * 1024
 #: Largest JSON body of the contents API, bytes (base64 of `contents.MAX_CONTENT` and more).
 MAX_BODY = 100 * 2**20
+#: Files above this many bytes are answered in JSON `LARGE_ANSWERS` at a time: an answer takes a few times the
+#: file's size in memory, and whoever may look at a project can ask for it on many connections.
+LARGE = 2**20
+LARGE_ANSWERS = 3
+#: Seconds that a large answer waits for its turn, and in which its client has to take it.
+LARGE_WAIT = 10.0
+LARGE_SECONDS = 60.0
 
 
 class _FilesHandler(WorkerHandler):
@@ -72,11 +82,41 @@ class ContentsHandler(_FilesHandler):
         content, hash = self._flag("content", "1"), self._flag("hash", "0")
         if path:
             await self.worker.documents.saved(path)
-        model = await self.blocking(
-            contents.get, self.worker.root, path, content=content, type=kind, format=format, hash=hash
-        )
+        look = functools.partial(contents.get, self.worker.root, path, type=kind, format=format, hash=hash)
         self.set_header("Cache-Control", "no-cache")
-        self.write_json(model)
+        if not (content or hash) or await self.blocking(_size, self.worker.root, path) <= LARGE:
+            self.write_json(await self.blocking(look, content=content))
+            return
+        async with self._large_place():
+            await self._send_large(await self.blocking(lambda: json.dumps(look(content=content)).encode()))
+
+    @contextlib.asynccontextmanager
+    async def _large_place(self) -> AsyncIterator[None]:
+        places = self.worker.large_answers
+        try:
+            async with asyncio.timeout(LARGE_WAIT):
+                await places.acquire()
+        except TimeoutError as e:
+            raise HTTPError(503, reason="Too many large files are being read; read this one at files/") from e
+        try:
+            yield
+        finally:
+            places.release()
+
+    async def _send_large(self, data: bytes) -> None:
+        """All of ``data`` is in memory until the client has taken it, so it must not take for ever."""
+        self.set_header("Content-Type", "application/json; charset=UTF-8")
+        self.set_header("Content-Length", str(len(data)))
+        try:
+            async with asyncio.timeout(LARGE_SECONDS):
+                for start in range(0, len(data), _CHUNK):
+                    self.write(data[start : start + _CHUNK])
+                    await self.flush()
+                await self.finish()
+        except StreamClosedError:
+            return
+        except TimeoutError:
+            self.detach().close()
 
     async def put(self, raw: str) -> None:
         path = contents.clean(raw)
@@ -175,6 +215,15 @@ def parse_range(header: str | None, size: int) -> tuple[int, int] | None:
     if start >= end:
         raise ValueError("the range lies outside of the file")
     return start, end
+
+
+def _size(root: Root, path: str) -> int:
+    """The size of what stands there; 0 when it is no file, or nothing (which is for others to say)."""
+    try:
+        st = root.lstat(path)
+    except (OSError, InvalidPath):
+        return 0
+    return st.st_size if kind_of(st) is Kind.FILE else 0
 
 
 @stream_request_body

@@ -283,7 +283,7 @@ async def test_a_flood_of_log_lines_is_bounded(local, inside, tmp_path: Path) ->
     assert b"\x1b" not in (run / "supervisor.log").read_bytes()
 
 
-async def test_the_worker_is_contained_too(inside, tmp_path: Path) -> None:
+async def test_the_worker_is_contained_too(local, inside, tmp_path: Path) -> None:
     for path in ("/home/codevo", str(tmp_path / "hub"), str(tmp_path / f"workspaces/{P}/run"), "/etc/shadow"):
         found = await ask(inside.worker, eval=f"os.path.exists({path!r}) and os.access({path!r}, os.R_OK)")
         assert found["value"] is False, path
@@ -293,6 +293,9 @@ async def test_the_worker_is_contained_too(inside, tmp_path: Path) -> None:
     assert (await ask(inside.worker, eval="len([p for p in os.listdir('/proc') if p.isdigit()])"))[
         "value"
     ] < 6
+    # uploads and large answers stand in its memory, and it is in no cgroup of the user's
+    limit = await ask(inside.worker, eval="__import__('resource').getrlimit(2)[0]")  # RLIMIT_DATA
+    assert limit["value"] == local.memory_limit
     # a file that the user's program made for itself alone is the worker's to read all the same
     await shell(inside, "umask 077; echo x > private")
     assert (await ask(inside.worker, eval="open('/workspace/private').read()"))["value"] == "x\n"

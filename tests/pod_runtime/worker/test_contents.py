@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import asyncio
 import base64
+import contextlib
 import io
 import os
 from pathlib import Path
@@ -9,7 +11,7 @@ from urllib.parse import quote
 import pytest
 
 from pod_runtime.protocol.roles import Role
-from pod_runtime.worker import contents
+from pod_runtime.worker import contents, file_handlers
 from pod_runtime.worker.file_handlers import parse_range
 from tests.pod_runtime.worker.harness import Site
 
@@ -346,3 +348,47 @@ async def test_open_documents_and_contents(site: Site) -> None:
     assert (await site.call("DELETE", "/api/contents/e"))[0] == 204
     assert await ann.closed() == 4404
     assert os.listdir(site.path) == []
+
+
+async def test_large_answers_wait_their_turn(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever may look could else fill the memory with answers that nobody takes."""
+    monkeypatch.setattr(file_handlers, "LARGE_WAIT", 0.2)
+    (site.path / "large").write_bytes(os.urandom(24 << 20))
+    (site.path / "small").write_text("x")
+    (site.path / "middle").write_bytes(b"x" * (2 << 20))
+    head = "".join(f"{n}: {v}\r\n" for n, v in site.headers(Role.VIEWER).items())
+    host, _, port = site.url.partition("//")[2].partition(":")
+    lazy = []
+    for _ in range(file_handlers.LARGE_ANSWERS):
+        reader, writer = await asyncio.open_connection(host, int(port), limit=1024)
+        writer.write(f"GET /api/contents/large HTTP/1.1\r\nHost: x\r\n{head}\r\n".encode())
+        assert b" 200 " in await asyncio.wait_for(reader.readline(), 20)
+        lazy.append(writer)
+    status, answer = await site.call("GET", "/api/contents/middle")
+    assert status == 503 and "files/" in answer["message"]
+    assert (await site.call("GET", "/api/contents/small"))[1]["content"] == "x"
+    assert (await site.call("GET", "/api/contents/middle?content=0"))[0] == 200
+    for writer in lazy:
+        writer.close()
+    async with asyncio.timeout(20):
+        while (await site.call("GET", "/api/contents/middle"))[0] == 503:
+            pass
+    assert (await site.call("GET", "/api/contents/middle"))[1]["content"] == "x" * (2 << 20)
+
+
+async def test_a_large_answer_that_nobody_takes_is_cut(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file_handlers, "LARGE_SECONDS", 0.5)
+    (site.path / "large").write_bytes(os.urandom(24 << 20))
+    head = "".join(f"{n}: {v}\r\n" for n, v in site.headers(Role.VIEWER).items())
+    host, _, port = site.url.partition("//")[2].partition(":")
+    reader, writer = await asyncio.open_connection(host, int(port), limit=1024)
+    writer.write(f"GET /api/contents/large HTTP/1.1\r\nHost: x\r\n{head}\r\n".encode())
+    assert b" 200 " in await asyncio.wait_for(reader.readline(), 20)
+    assert site.worker
+    async with asyncio.timeout(20):
+        while site.worker.large_answers._value != file_handlers.LARGE_ANSWERS:
+            await asyncio.sleep(0.05)
+    with contextlib.suppress(ConnectionError):
+        async with asyncio.timeout(20):
+            assert len(await reader.read(-1)) < 24 << 20
+    writer.close()
