@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 class Limits:
     """Bounds that an operator sets. Counts, bytes and seconds."""
 
-    max_body: int = 4 * 2**20
+    max_body: int = 256 * 2**10
     max_upload: int = 512 * 2**20
     members_per_project: int = 100
     tokens_per_user: int = 100

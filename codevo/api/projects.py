@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
@@ -11,7 +12,7 @@ from tornado.iostream import StreamClosedError
 
 from codevo.api.base import ApiHandler
 from codevo.api.needs import Route, body, needs
-from codevo.api.problems import Problem
+from codevo.api.problems import Problem, too_many
 from codevo.api.workspaces import (
     clean_origin,
     clean_title,
@@ -22,6 +23,8 @@ from codevo.api.workspaces import (
 )
 from codevo.store import ProjectSettings, Role, Visibility
 
+#: Downloads of one project at a time for its members, and as many for strangers: each reads all of its log.
+MAX_EXPORTS = 4
 _TITLE = {"type": "string", "maxLength": 400, "description": "1 to 100 characters"}
 _SETTINGS = {
     "type": "object",
@@ -121,6 +124,8 @@ class ProjectHandler(ApiHandler):
         visibility = Visibility(wanted["visibility"]) if "visibility" in wanted else None
         settings = _changed(self.project.settings, wanted["settings"]) if "settings" in wanted else None
         closed = visibility is Visibility.PRIVATE and self.project.visibility is Visibility.PUBLIC
+        if settings is not None and set(self.project.settings.public_ports) - set(settings.public_ports):
+            closed = True
         project = await self.hub.store.projects.update(
             project_id, title=title, visibility=visibility, settings=settings
         )
@@ -173,9 +178,24 @@ class ForkHandler(ApiHandler):
 class ExportHandler(ApiHandler):
     """``/api/projects/{id}/export``"""
 
+    def initialize(self, running: Counter[str]) -> None:
+        self.running = running
+
     @needs(role="viewer", guests=True)
     async def get(self, project_id: str) -> None:
         """The project's files as one tar.zst, whether it runs or not."""
+        share = f"{project_id} {'stranger' if self.stranger else 'member'}"
+        if self.running[share] >= MAX_EXPORTS:
+            raise too_many(10, "There are too many downloads of this project just now.")
+        self.running[share] += 1
+        try:
+            await self._send(project_id)
+        finally:
+            self.running[share] -= 1
+            if not self.running[share]:
+                del self.running[share]
+
+    async def _send(self, project_id: str) -> None:
         with translated():
             chunks = await self.hub.projects.export(project_id)
             # the first piece before the first header: a missing log is an error, not an empty file
@@ -205,5 +225,5 @@ def routes() -> list[Route]:
         (r"/api/projects", ProjectsHandler),
         (one, ProjectHandler),
         (one + "/fork", ForkHandler),
-        (one + "/export", ExportHandler),
+        (one + "/export", ExportHandler, {"running": Counter()}),
     ]

@@ -110,6 +110,7 @@ class FakePods:
         self.flush: Any = {"pending": False}
         self.calls: list[tuple[str, str, str, str]] = []
         self.ended: list[tuple[str, str]] = []
+        self.on_project_changed: list[Any] = []
         self.forgotten: list[str] = []
         self.relays = self
         self.connected: set[str] = set()

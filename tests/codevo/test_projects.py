@@ -224,6 +224,28 @@ async def test_guests_read_public_projects_only(hub: TestHub) -> None:
     await hub.guest("GET", f"/api/projects/{ident}", expect=401)
 
 
+async def test_a_port_that_is_public_no_longer_ends_its_visitors_sockets(hub: TestHub) -> None:
+    ann = await hub.person("ann")
+    ident = await hub.project(ann)
+    url = f"/api/projects/{ident}"
+    await ann("PATCH", url, {"settings": {"public_ports": [3000, 5000]}}, expect=200)
+    hub.pods.connected = {"anon:1", ann.id}
+    await ann("PATCH", url, {"settings": {"public_ports": [3000, 5000, 6000]}}, expect=200)
+    assert not hub.pods.ended
+    await ann("PATCH", url, {"settings": {"public_ports": [3000]}}, expect=200)
+    assert hub.pods.ended == [(ident, "anon:1")]
+
+
+async def test_downloads_of_one_project_are_few_at_a_time(
+    hub: TestHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("codevo.api.projects.MAX_EXPORTS", 0)
+    ann = await hub.person("ann")
+    ident = await hub.project(ann)
+    answer = await ann("GET", f"/api/projects/{ident}/export", expect=429)
+    assert answer.headers["Retry-After"]
+
+
 def unpack(data: bytes) -> dict[str, bytes]:
     raw = zstandard.ZstdDecompressor().stream_reader(io.BytesIO(data), read_across_frames=True).read()
     with tarfile.open(fileobj=io.BytesIO(raw)) as tar:
