@@ -1,6 +1,6 @@
 import { encodePath } from '../lib/paths';
 import { call, list, send } from './client';
-import type { Entry, Port } from './types';
+import type { Entry } from './types';
 
 export interface TerminalModel {
   name: string;
@@ -41,11 +41,6 @@ export class WorkspaceApi {
   async folder(path: string, signal?: AbortSignal): Promise<Entry[]> {
     const found = await call<Entry>('GET', `${this.contents(path)}?type=directory`, undefined, signal);
     return Array.isArray(found.content) ? (found.content as Entry[]) : [];
-  }
-
-  async text(path: string): Promise<string> {
-    const found = await call<Entry>('GET', `${this.contents(path)}?type=file&format=text`);
-    return typeof found.content === 'string' ? found.content : '';
   }
 
   async blob(path: string): Promise<Blob> {
@@ -101,9 +96,5 @@ export class WorkspaceApi {
 
   restart(id: string): Promise<KernelModel> {
     return call('POST', `${this.base}/api/kernels/${encodeURIComponent(id)}/restart`, {});
-  }
-
-  async ports(): Promise<Port[]> {
-    return list(await call('GET', `${this.base}/api/ports`), 'ports');
   }
 }

@@ -178,10 +178,6 @@ export class OpenDoc {
     this.#fail('denied', '');
   }
 
-  text(): string {
-    return this.live?.text.toString() ?? this.lastText;
-  }
-
   destroy(): void {
     this.#closed = true;
     this.#drop();

@@ -98,10 +98,6 @@ export class FilesStore {
     await Promise.all([...this.folders.keys()].map((folder) => this.load(folder)));
   }
 
-  has(path: string): boolean {
-    return this.folders.get(dirname(path))?.some((e) => e.path === path) ?? false;
-  }
-
   /** All files for quick open: breadth first, at most `most`, without folders of dependencies. */
   async all(most = 5000, signal?: AbortSignal): Promise<string[]> {
     const found: string[] = [];

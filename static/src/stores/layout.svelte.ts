@@ -1,5 +1,5 @@
 import { key, nextActive, restore, type Layout } from '../lib/layout';
-import { isInside, moved } from '../lib/paths';
+import { moved } from '../lib/paths';
 
 function read(project: string): string | null {
   try {
@@ -63,10 +63,6 @@ export class LayoutStore {
   moved(from: string, to: string): void {
     this.tabs = this.tabs.map((t) => moved(t, from, to) ?? t);
     if (this.active) this.active = moved(this.active, from, to) ?? this.active;
-  }
-
-  removed(path: string): void {
-    for (const tab of this.tabs) if (isInside(tab, path)) this.close(tab);
   }
 
   showPanel(name: string): void {

@@ -128,10 +128,6 @@ export class RunStore {
     this.#show();
   }
 
-  text(): string {
-    return this.#buffer.text();
-  }
-
   destroy(): void {
     this.#closed = true;
     this.#socket?.close();
