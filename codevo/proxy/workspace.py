@@ -249,9 +249,6 @@ class WorkspaceHandler(ApiHandler):
             return unavailable(f"The project's {what} is restarting.", seconds=1)
         return not_running(state)
 
-    def _late(self) -> Problem:
-        return Problem(504, f"The {self._route.audience} did not answer in time.", code="timeout")
-
     def _too_large(self) -> Problem:
         limit = self.hub.limits.max_upload
         self._last_answer = True

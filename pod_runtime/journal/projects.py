@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import stat
 import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
@@ -49,22 +47,6 @@ def template_key(name: str, version: str) -> str:
     if "/" in name or "/" in version:
         raise ValueError("a template's name and version are single path components")
     return f"templates/{name}/{version}/snapshot.tar.zst"
-
-
-def files_of(folder: Path) -> dict[str, TemplateFile]:
-    """A folder's files for `publish_template`, links as links. Blocking; for trusted folders of our own."""
-    found: dict[str, TemplateFile] = {}
-    for top, folders, names in os.walk(folder):
-        folders.sort()
-        for name in sorted(names):
-            path = Path(top) / name
-            st = path.lstat()
-            key = path.relative_to(folder).as_posix()
-            if stat.S_ISLNK(st.st_mode):
-                found[key] = TemplateFile(target=str(path.readlink()))
-            elif stat.S_ISREG(st.st_mode):
-                found[key] = TemplateFile(path.read_bytes(), 0o755 if st.st_mode & 0o100 else 0o644)
-    return found
 
 
 async def publish_template(

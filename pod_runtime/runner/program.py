@@ -415,7 +415,3 @@ class ProgramKernel(Kernel):
     @property
     def busy(self) -> bool:
         return self._request is not None
-
-    def run_pids(self) -> set[int]:
-        """The process ids of the current run's sessions' leaders."""
-        return set(self._sessions) if self.marker else set()

@@ -131,10 +131,6 @@ class History:
         """Whether the last mark says that all appended so far is on disk."""
         return self._finished == self.count
 
-    @property
-    def unsynced(self) -> bool:
-        return bool(self._waiting)
-
     async def sync(self) -> None:
         """Return when all that was appended before is on stable storage. ``OSError``: may be retried."""
         async with self._lock:
