@@ -13,7 +13,6 @@ the root. All calls block on the disk: call them in a thread.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import math
 import os
@@ -21,218 +20,48 @@ import secrets
 import stat
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
-#: Our own unfinished files: the watcher, the log and listings leave them out.
-TEMP_PREFIX = ".codevo-tmp-"
-#: Longest path, bytes (PATH_MAX). What lies deeper cannot be addressed.
-MAX_PATH = 4095
-#: Longest name, bytes (NAME_MAX).
-MAX_NAME = 255
+from pod_runtime.worker.atomic import AtomicFile
+from pod_runtime.worker.paths import (
+    MAX_NAME,
+    MAX_PATH,
+    TEMP_PREFIX,
+    DiskFull,
+    Entry,
+    InvalidPath,
+    Kind,
+    NotRegular,
+    TooLarge,
+    check_path,
+    clear_errors,
+    is_temporary,
+    join,
+    kind_of,
+)
+from pod_runtime.worker.syscalls import DIRECTORY, openat2, openat2_works, rename_noreplace
+
+__all__ = [
+    "MAX_NAME",
+    "MAX_PATH",
+    "TEMP_PREFIX",
+    "AtomicFile",
+    "DiskFull",
+    "Entry",
+    "InvalidPath",
+    "Kind",
+    "NotRegular",
+    "Root",
+    "TooLarge",
+    "check_path",
+    "is_temporary",
+    "join",
+    "kind_of",
+    "openat2_works",
+]
 
 _CHUNK = 1 << 20
-_DIR = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY | os.O_CLOEXEC
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-
-
-class InvalidPath(ValueError):
-    """The path is absolute, climbs, is too long, or holds an empty component or NUL."""
-
-
-class NotRegular(OSError):
-    """Something of another kind stands there: a link, a FIFO, a device, a socket."""
-
-
-class TooLarge(OSError):
-    """The file is larger than the caller's limit."""
-
-
-class DiskFull(OSError):
-    """No space, quota or allowed file size left; what was there before is untouched."""
-
-
-class Kind(StrEnum):
-    """What a directory entry is. ``OTHER`` is never opened."""
-
-    FILE = "file"
-    DIRECTORY = "directory"
-    SYMLINK = "symlink"
-    OTHER = "other"
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One entry: its path beneath the root and what lstat(2) says. Symlinks are not followed."""
-
-    path: str
-    stat: os.stat_result
-
-    @property
-    def kind(self) -> Kind:
-        return kind_of(self.stat)
-
-    @property
-    def name(self) -> str:
-        return self.path.rpartition("/")[2]
-
-
-def kind_of(st: os.stat_result) -> Kind:
-    """The kind that ``st_mode`` tells."""
-    if stat.S_ISREG(st.st_mode):
-        return Kind.FILE
-    if stat.S_ISDIR(st.st_mode):
-        return Kind.DIRECTORY
-    return Kind.SYMLINK if stat.S_ISLNK(st.st_mode) else Kind.OTHER
-
-
-def check_path(path: str) -> list[str]:
-    """The components of ``path`` (none for the root). Raises `InvalidPath` with a text for people."""
-    if path == "":
-        return []
-    try:
-        raw = os.fsencode(path)
-    except UnicodeEncodeError as e:
-        raise InvalidPath("The path is not valid text") from e
-    if b"\0" in raw:
-        raise InvalidPath("The path contains a NUL byte")
-    if len(raw) > MAX_PATH:
-        raise InvalidPath(f"The path is longer than {MAX_PATH} bytes")
-    parts = path.split("/")
-    for part, name in zip(parts, raw.split(b"/"), strict=True):
-        if part == "":
-            raise InvalidPath("The path is absolute or has an empty component")
-        if part in (".", ".."):
-            raise InvalidPath("The path must not contain . or ..")
-        if len(name) > MAX_NAME:
-            raise InvalidPath(f"A name in the path is longer than {MAX_NAME} bytes")
-    return parts
-
-
-def is_temporary(path: str) -> bool:
-    """Whether the last component is one of our unfinished files."""
-    return path.rpartition("/")[2].startswith(TEMP_PREFIX)
-
-
-def join(folder: str, name: str) -> str:
-    """``folder/name``, where ``folder`` may be the root."""
-    return f"{folder}/{name}" if folder else name
-
-
-class _OpenHow(ctypes.Structure):
-    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
-
-
-_SYS_OPENAT2 = 437  # the same number on every architecture
-_RESOLVE = 0x08 | 0x04 | 0x02  # BENEATH | NO_SYMLINKS | NO_MAGICLINKS
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def _openat2(root: int, path: bytes, flags: int) -> int:
-    how = _OpenHow(flags, 0, _RESOLVE)
-    while True:
-        fd: int = _libc.syscall(
-            ctypes.c_long(_SYS_OPENAT2), ctypes.c_int(root), path, ctypes.byref(how), ctypes.sizeof(how)
-        )
-        if fd >= 0:
-            return fd
-        code = ctypes.get_errno()
-        if code not in (errno.EINTR, errno.EAGAIN):
-            raise OSError(code, os.strerror(code))
-
-
-def openat2_works() -> bool:
-    """Whether the kernel (and its seccomp filter) has openat2."""
-    try:
-        root = os.open("/", _DIR)
-    except OSError:
-        return False
-    try:
-        os.close(_openat2(root, b".", _DIR))
-    except OSError:
-        return False
-    finally:
-        os.close(root)
-    return True
-
-
-@contextlib.contextmanager
-def _clear_errors(path: str) -> Iterator[None]:
-    """Say ``path`` in errors, and turn the errors of a full disk into `DiskFull`."""
-    try:
-        yield
-    except (NotRegular, TooLarge, DiskFull):
-        raise
-    except OSError as e:
-        if e.errno in _FULL:
-            raise DiskFull(e.errno, "The disk is full, or the file is larger than allowed", path) from e
-        if e.errno == errno.ELOOP:
-            raise NotRegular(e.errno, "A symbolic link is in the way", path) from e
-        raise OSError(e.errno, e.strerror, path) from e
-
-
-class AtomicFile:
-    """A file being written beside its target; `commit` puts it there, leaving the context aborts it.
-
-    Made by `Root.create_atomic`. Until `commit` returns, readers see what was there before.
-    """
-
-    def __init__(self, folder: int, name: str, path: str, mode: int | None) -> None:
-        self._folder, self._name, self._path, self._mode = folder, name, path, mode
-        self._temp = TEMP_PREFIX + secrets.token_hex(8)
-        self._fd = -1
-
-    def __enter__(self) -> Self:
-        try:
-            with _clear_errors(self._path):
-                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-                self._fd = os.open(self._temp, flags, 0o666, dir_fd=self._folder)
-                if self._mode is not None:
-                    os.fchmod(self._fd, self._mode)
-        except BaseException:
-            self._abort()
-            raise
-        return self
-
-    def write(self, data: bytes | memoryview) -> None:
-        """Append. Raises `DiskFull`."""
-        with _clear_errors(self._path):
-            view = memoryview(data)
-            while view:
-                view = view[os.write(self._fd, view) :]
-
-    def set_mtime(self, mtime_ns: int) -> None:
-        """Give the file this time of modification, nanoseconds since the epoch."""
-        os.utime(self._fd, ns=(mtime_ns, mtime_ns))
-
-    def commit(self, *, sync: bool = True) -> os.stat_result:
-        """Put the file in its place (fsynced unless told otherwise); give its stat."""
-        with _clear_errors(self._path):
-            if sync:
-                os.fsync(self._fd)
-            os.rename(self._temp, self._name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
-            self._temp = ""
-            return os.fstat(self._fd)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._abort()
-
-    def _abort(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-            if self._temp:
-                with contextlib.suppress(OSError):
-                    os.unlink(self._temp, dir_fd=self._folder)
-        if self._folder >= 0:
-            os.close(self._folder)
-            self._folder = -1
 
 
 class Root:
@@ -260,11 +89,11 @@ class Root:
         if not parts:
             return os.open(".", flags & ~os.O_NOFOLLOW, dir_fd=self._fd)
         if self._openat2:
-            return _openat2(self._fd, os.fsencode("/".join(parts)), flags)
+            return openat2(self._fd, os.fsencode("/".join(parts)), flags)
         folder = os.dup(self._fd)
         try:
             for part in parts[:-1]:
-                inner = os.open(part, _DIR, dir_fd=folder)
+                inner = os.open(part, DIRECTORY, dir_fd=folder)
                 os.close(folder)
                 folder = inner
             return os.open(parts[-1], flags, dir_fd=folder)
@@ -273,7 +102,7 @@ class Root:
 
     @contextlib.contextmanager
     def _folder(self, parts: list[str]) -> Iterator[int]:
-        fd = self._open(parts, _DIR)
+        fd = self._open(parts, DIRECTORY)
         try:
             yield fd
         finally:
@@ -282,7 +111,7 @@ class Root:
     @contextlib.contextmanager
     def folder(self, path: str) -> Iterator[int]:
         """An ``O_PATH`` descriptor of a folder, closed at the end of the context."""
-        with _clear_errors(path), self._folder(check_path(path)) as fd:
+        with clear_errors(path), self._folder(check_path(path)) as fd:
             yield fd
 
     @contextlib.contextmanager
@@ -290,7 +119,7 @@ class Root:
         parts = check_path(path)
         if not parts:
             raise InvalidPath("The root folder itself cannot be changed")
-        with _clear_errors(path), self._folder(parts[:-1]) as fd:
+        with clear_errors(path), self._folder(parts[:-1]) as fd:
             yield fd, parts[-1]
 
     # -- looking
@@ -315,7 +144,7 @@ class Root:
         """Up to ``limit`` entries in no order, and whether there were more. Our temporaries are left out."""
         parts = check_path(path)
         found: list[Entry] = []
-        with _clear_errors(path):
+        with clear_errors(path):
             fd = self._open(parts, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
                 with os.scandir(fd) as entries:
@@ -372,7 +201,7 @@ class Root:
             raise IsADirectoryError(errno.EISDIR, "This is a folder", path)
         # looked at first, since only opening some devices already does something
         self._must_be_file(self.lstat(path), path)
-        with _clear_errors(path):
+        with clear_errors(path):
             fd = self._open(parts, _READ)
             try:
                 self._must_be_file(os.fstat(fd), path)
@@ -397,7 +226,7 @@ class Root:
         """The whole file and the stat of the very file that was read. Raises `TooLarge`."""
         fd = self.open_read(path)
         try:
-            with _clear_errors(path):
+            with clear_errors(path):
                 st = os.fstat(fd)
                 too_large = TooLarge(errno.EFBIG, f"The file is larger than {limit} bytes", path)
                 if st.st_size > limit:
@@ -478,14 +307,14 @@ class Root:
             if replace:
                 os.rename(old_name, new_name, src_dir_fd=old_fd, dst_dir_fd=new_fd)
             else:
-                _rename_noreplace(old_fd, old_name, new_fd, new_name)
+                rename_noreplace(old_fd, old_name, new_fd, new_name)
 
     def chmod(self, path: str, mode: int) -> None:
         """Set the permission bits (no setuid, setgid, sticky) of a file or folder; a link is refused."""
         parts = check_path(path)
         if kind_of(self.lstat(path)) not in (Kind.FILE, Kind.DIRECTORY):
             raise NotRegular(errno.EINVAL, "This is not a regular file or folder", path)
-        with _clear_errors(path):
+        with clear_errors(path):
             fd = self._open(parts, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
                 if kind_of(os.fstat(fd)) not in (Kind.FILE, Kind.DIRECTORY):
@@ -508,7 +337,7 @@ class Root:
         if kind_of(self.lstat(path)) is not Kind.DIRECTORY:
             self.unlink(path)
             return
-        with _clear_errors(path):
+        with clear_errors(path):
             top = self._open(parts, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
                 _empty(top)
@@ -535,27 +364,6 @@ class Root:
                 finally:
                     os.close(inner)
         return count
-
-
-_SYS_RENAME_NOREPLACE = 1
-
-
-def _rename_noreplace(old_fd: int, old: str, new_fd: int, new: str) -> None:
-    renameat2 = getattr(_libc, "renameat2", None)
-    code = errno.ENOSYS
-    if renameat2 is not None:
-        if renameat2(old_fd, os.fsencode(old), new_fd, os.fsencode(new), _SYS_RENAME_NOREPLACE) == 0:
-            return
-        code = ctypes.get_errno()
-    if code not in (errno.ENOSYS, errno.EINVAL):
-        raise OSError(code, os.strerror(code), new)
-    # a file system without the flag: look first; the race that is left loses no more than mv(1) would
-    try:
-        os.stat(new, dir_fd=new_fd, follow_symlinks=False)
-    except FileNotFoundError:
-        os.rename(old, new, src_dir_fd=old_fd, dst_dir_fd=new_fd)
-    else:
-        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), new)
 
 
 def _empty(top: int) -> None:
