@@ -93,10 +93,10 @@ class Terminal(PtyWithClients):
             self.adjust()
 
     def adjust(self) -> None:
-        """Read on or wait, as the slowest client can bear."""
+        """Read on or wait, as the slowest editor can bear: a viewer, who may be anybody, holds nobody up."""
         if self._reader is None or self.dead:
             return
-        if any(c.stalled for c in self.clients):
+        if any(c.stalled and c.writable for c in self.clients):
             self._reader.pause()
         else:
             self._reader.resume()

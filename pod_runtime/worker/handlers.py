@@ -157,6 +157,28 @@ class EventsHandler(_Socket):
             self._task.cancel()
 
 
+class ViewerPace:
+    """How long a viewer's messages wait: what one says goes to everybody, and a question about the document
+    is answered with all of it, so a stranger could keep everybody busy. Counted in bytes, at least `LEAST` a
+    message and `QUESTION` a question."""
+
+    RATE = 64 * 1024.0
+    BURST = 512 * 1024.0
+    LEAST = 512
+    QUESTION = 64 * 1024
+
+    def __init__(self) -> None:
+        self._free, self._at = self.BURST, 0.0
+
+    def pause(self, message: bytes, now: float) -> float:
+        """Seconds to wait before this message is handled; ``now`` is a monotonic clock in seconds."""
+        self._free = min(self.BURST, self._free + (now - self._at) * self.RATE)
+        self._at = now
+        question = message[:2] == b"\x00\x00" or message[:1] == b"\x03"
+        self._free -= max(len(message), self.QUESTION if question else self.LEAST)
+        return max(0.0, -self._free / self.RATE)
+
+
 class _ChannelSocket(_Socket):
     """A y-websocket client."""
 
@@ -167,6 +189,7 @@ class _ChannelSocket(_Socket):
         self.register()
         path = (args[0] if args else "").strip("/")
         limit = self.worker.config.max_document
+        self._pace = ViewerPace()
         self.channel = SocketChannel(self, self.claims, path, 16 * limit + 2**20)
         self._task = asyncio.create_task(self._serve(self.channel), name=f"client of {path!r}")
         self.worker.clients.add(self._task)
@@ -193,6 +216,9 @@ class _ChannelSocket(_Socket):
         if isinstance(message, str):
             self.channel.close(CLOSE_BAD_MESSAGE, "bad message: text")
             return
+        if not self.claims.role.allows(Role.EDITOR):
+            # while we wait, nothing more is read from the socket
+            await asyncio.sleep(self._pace.pause(message, asyncio.get_running_loop().time()))
         # sync updates are what people do; awareness and state vectors also come by themselves
         if message[:2] == b"\x00\x02":
             self.worker.events.active()

@@ -6,11 +6,14 @@ import asyncio
 import json
 import os
 import signal
+from types import SimpleNamespace
+from typing import Any
 
 import aiohttp
 import pytest
 
 from pod_runtime.protocol.roles import Role
+from pod_runtime.runner.terminals import Terminal
 from tests.pod_runtime.runner.live import Live, alive, close_code, frame, shown, told_pid, until
 
 
@@ -247,6 +250,19 @@ async def test_flood_with_a_stalled_client_is_bounded_and_drops_it(runner: Live)
         await type_(ws, "\x03")
         await type_(ws, "echo alive'!'\r")
         await shown(ws, "alive!")
+
+
+def test_a_viewer_who_does_not_read_holds_nobody_up() -> None:
+    """Else a guest of a public project stops everybody's terminal again and again."""
+    did: list[str] = []
+    reader = SimpleNamespace(pause=lambda: did.append("pause"), resume=lambda: did.append("resume"))
+    editor = SimpleNamespace(stalled=False, writable=True)
+    viewer = SimpleNamespace(stalled=True, writable=False)
+    terminal: Any = SimpleNamespace(_reader=reader, dead=False, clients=[editor, viewer])
+    Terminal.adjust(terminal)
+    editor.stalled = True
+    Terminal.adjust(terminal)
+    assert did == ["resume", "pause"]
 
 
 async def _drain(ws: aiohttp.ClientWebSocketResponse) -> None:

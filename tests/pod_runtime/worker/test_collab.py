@@ -11,6 +11,7 @@ from pycrdt import Doc, Map, Text, create_sync_message, create_update_message
 from pod_runtime.protocol.roles import Role
 from pod_runtime.worker import presence
 from pod_runtime.worker.document import new_history
+from pod_runtime.worker.handlers import ViewerPace
 from tests.pod_runtime.worker.harness import Site
 
 NAMES = ["plain.py", "with space.txt", "ünï cödé/☃ %20.txt", "new\nline.txt", os.fsdecode(b"bad-\xff.txt")]
@@ -393,3 +394,17 @@ async def test_an_oversized_history_begins_anew(site: Site, monkeypatch: pytest.
     assert await again.closed() == 4409
     fresh.text += "more\n"
     await site.on_disk("f", "start\nend\nmore\n")
+
+
+def test_a_viewer_who_talks_without_end_is_slowed_down() -> None:
+    pace = ViewerPace()
+    # a cursor that moves as fast as a screen
+    assert all(pace.pause(b"\x01" + bytes(300), 100 + n / 60) == 0 for n in range(3600))
+    pace, now = ViewerPace(), 100.0
+    for _ in range(100):
+        now += pace.pause(b"\x00\x00\x01\x00", now)
+    assert now - 100 == pytest.approx((100 * pace.QUESTION - pace.BURST) / pace.RATE)
+    pace, now = ViewerPace(), 100.0
+    for _ in range(100):
+        now += pace.pause(b"\x01" + bytes(65535), now)
+    assert now - 100 == pytest.approx((100 * 65536 - pace.BURST) / pace.RATE)
