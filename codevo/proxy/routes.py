@@ -58,15 +58,16 @@ class Route:
 def resolve(rest: str) -> Route | None:
     """The container for ``rest``, the raw path after ``/p/{id}`` (it starts with ``/``); None: no such route.
 
-    None as well for what must never be forwarded: ``..`` in any spelling, the hub's own ``/_codevo/``,
-    control characters, and anything longer than `MAX_PATH`. Several leading slashes count as one: some
+    None as well for what must never be forwarded: ``..`` in any spelling, the hub's own ``/_codevo/``, NUL,
+    bare control characters (names may hold encoded ones: it is forwarded as it came), and anything longer than
+    `MAX_PATH`. Several leading slashes count as one: some
     clients join a base URL that ends with one and a path that begins with one.
     """
     rest = "/" + rest.lstrip("/") if rest.startswith("/") else rest
-    if not rest.startswith("/") or len(rest) > MAX_PATH or not rest.isascii():
+    if not rest.startswith("/") or len(rest) > MAX_PATH or not (rest.isascii() and rest.isprintable()):
         return None
     decoded = unquote_to_bytes(rest)
-    if any(byte < 0x20 or byte == 0x7F for byte in decoded):
+    if b"\0" in decoded:
         return None
     if b".." in decoded.replace(b"\\", b"/").split(b"/") or decoded.lstrip(b"/").startswith(b"_codevo"):
         return None

@@ -20,7 +20,7 @@ from yarl import URL
 
 from tests.harness import Client, HubProcess, Refused
 from tests.pod_runtime.worker.ycl import YClient
-from tests.system.kit import collab_url, disk, put, resident, until
+from tests.system.kit import collab_url, disk, editing, put, resident, until
 
 _names = itertools.count(1)
 
@@ -324,6 +324,10 @@ async def test_odd_names_and_what_is_not_text(hub: HubProcess, ana: Client) -> N
         target = f"/p/{project}/api/contents/" + "".join(f"%{b:02x}" for b in os.fsencode(name))
         status, _, text = await raw(hub, "GET", target, await bearer(ana))
         assert status < 500 and b"root:x" not in text, (name, status, text[:200])
+        if name in ("new\nline.txt", " lead and trail ", '"q?#%&.txt', "esc\x1b[31m.txt"):
+            assert status == 200, (name, status, text[:200])
+    async with editing(ana, project, "new\nline.txt") as client:
+        await client.has("nl")
     found = await ana.call("GET", f"/p/{project}/api/contents/bin.dat")
     assert found["format"] == "base64"
     assert base64.b64decode(found["content"]) == (disk(hub, project) / "bin.dat").read_bytes()

@@ -88,10 +88,7 @@ export class OpenDoc {
       else if ((this.size ?? 0) > MAX_TEXT) this.kind = 'huge';
       else this.connect();
     } catch (e) {
-      // such a name stands in no address; it comes from a terminal and can be mended there
-      // eslint-disable-next-line no-control-regex
-      if (/[\0-\x1f\x7f]/.test(this.path)) this.#fail('error', 'Its name holds a line break or a control character. Rename it in a terminal.');
-      else if (e instanceof ApiError && e.status === 404) this.#fail('gone', '');
+      if (e instanceof ApiError && e.status === 404) this.#fail('gone', '');
       else if (e instanceof ApiError && e.status === 403) this.#fail('denied', '');
       else {
         // the file may well be there: the socket tries again by itself
