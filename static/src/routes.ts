@@ -9,7 +9,8 @@ export type Route =
 
 /** Only a path on this origin may be returned to after login. */
 export function safeNext(next: string | null): string {
-  return next && /^\/(?![/\\])[^\\]*$/.test(next) ? next : '/';
+  // no blanks either: a URL loses its tabs and newlines, and then "/<tab>/elsewhere" has two slashes
+  return next && /^\/(?![/\\])[!-[\]-~]*$/.test(next) ? next : '/';
 }
 
 export function route(path: string, search = ''): Route {

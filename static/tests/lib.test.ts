@@ -138,7 +138,7 @@ describe('routes', () => {
 
   it('returns after login to this site only', () => {
     expect(safeNext('/invite/x?y=1')).toBe('/invite/x?y=1');
-    for (const bad of [null, '', 'https://evil', '//evil', '/\\evil', '\\\\evil', 'javascript:alert(1)']) expect(safeNext(bad)).toBe('/');
+    for (const bad of [null, '', 'https://evil', '//evil', '/\t/evil/x', '/\n/evil', '/ /evil', '/\\evil', '\\\\evil', 'javascript:alert(1)']) expect(safeNext(bad)).toBe('/');
   });
 });
 
