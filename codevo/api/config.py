@@ -5,7 +5,7 @@ from __future__ import annotations
 from codevo import __version__
 from codevo.api.base import ApiHandler
 from codevo.api.needs import Route, public
-from codevo.api.users import is_local
+from codevo.api.users import is_local, user_json
 
 
 class ConfigHandler(ApiHandler):
@@ -13,13 +13,16 @@ class ConfigHandler(ApiHandler):
 
     @public
     async def get(self) -> None:
-        """Version, whether people may sign up, the previews' domain, and warnings that every page shows."""
+        """Version, who calls (or null), whether people may sign up, the previews' domain, and warnings that
+        every page shows."""
         hub = self.hub
+        user = await self.authenticate()
         first = hub.signup and not await hub.store.users.any()
         self.set_xsrf_cookie()
         self.write_json(
             {
                 "version": __version__,
+                "user": user_json(user) if user else None,
                 "signup": hub.signup,
                 "first_user": first,
                 "setup_code_required": first and not is_local(self),

@@ -272,3 +272,11 @@ def test_scopes() -> None:
     assert not allows(("read", "write"), Scope.ACCOUNT)
     assert within(("read",), ("read", "account")) and within(("admin",), ("all",))
     assert not within(("all",), ("read", "write", "account", "admin"))
+
+
+async def test_the_page_learns_who_is_logged_in_without_an_error(site: Site) -> None:
+    _, browser = await site.person("ana")
+    stranger = await site.browser()
+    assert (await browser("GET", "/api/config")).json["user"]["name"] == "ana"
+    answer = await stranger("GET", "/api/config")
+    assert answer.status == 200 and answer.json["user"] is None

@@ -4,7 +4,6 @@ import type { Config, Invite, InviteInfo, Member, Project, Role, Server, Templat
 const enc = encodeURIComponent;
 
 export const config = (): Promise<Config> => call('GET', '/api/config');
-export const me = (): Promise<User> => call('GET', '/api/user');
 export const signup = (body: { name: string; email?: string; password: string; setup_code?: string }): Promise<User> =>
   call('POST', '/api/signup', body);
 export const login = (name: string, password: string): Promise<User> => call('POST', '/api/login', { name, password });

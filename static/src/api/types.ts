@@ -3,6 +3,7 @@ export type ServerState = 'stopped' | 'starting' | 'restoring' | 'ready' | 'stop
 
 export interface Config {
   version: string;
+  user: User | null;
   signup: boolean;
   setup_code_required: boolean;
   preview_domain: string;

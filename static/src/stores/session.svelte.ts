@@ -1,4 +1,3 @@
-import { ApiError } from '../api/client';
 import * as hub from '../api/hub';
 import type { Config, User } from '../api/types';
 
@@ -10,15 +9,8 @@ class Session {
 
   async load(): Promise<void> {
     try {
-      const [config, user] = await Promise.all([
-        hub.config(),
-        hub.me().catch((e: unknown) => {
-          if (e instanceof ApiError && (e.status === 401 || e.status === 403)) return null;
-          throw e;
-        }),
-      ]);
-      this.config = config;
-      this.user = user;
+      this.config = await hub.config();
+      this.user = this.config.user;
       this.known = 'known';
     } catch {
       this.known = 'unreachable';
