@@ -23,6 +23,7 @@ from codevo.auth.passwords import Busy, Passwords, weakness
 from codevo.auth.ratelimit import RateLimit, address_key, is_loopback
 from codevo.auth.scopes import Scope, allows, within
 from codevo.store import Store
+from tests.codevo.hub_site import Site
 
 PASSWORD = "correct horse battery"
 
