@@ -59,9 +59,9 @@ def resolve(rest: str) -> Route | None:
     """The container for ``rest``, the raw path after ``/p/{id}`` (it starts with ``/``); None: no such route.
 
     None as well for what must never be forwarded: ``..`` in any spelling, the hub's own ``/_codevo/``, NUL,
-    bare control characters (names may hold encoded ones: it is forwarded as it came), and anything longer than
-    `MAX_PATH`. Several leading slashes count as one: some
-    clients join a base URL that ends with one and a path that begins with one.
+    bare control characters (names may hold encoded ones: they are forwarded as they came), and anything
+    longer than `MAX_PATH`. Several leading slashes count as one: some clients join a base URL that ends with
+    one and a path that begins with one.
     """
     rest = "/" + rest.lstrip("/") if rest.startswith("/") else rest
     if not rest.startswith("/") or len(rest) > MAX_PATH or not (rest.isascii() and rest.isprintable()):
