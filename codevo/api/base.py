@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import re
 from datetime import timedelta
 from typing import Any
@@ -17,8 +16,6 @@ from codevo.auth import xsrf
 from codevo.auth.origins import same_origin
 from codevo.auth.scopes import Scope, allows
 from codevo.store import ApiToken, Project, Role, Session, User, Visibility, digest, now
-
-log = logging.getLogger(__name__)
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 XSRF_COOKIE = "_xsrf"
