@@ -213,7 +213,8 @@ def body_bytes(model: Model) -> bytes:
         raise ContentsError(400, "content: expected text")
     try:
         if format == "base64":
-            return base64.b64decode(content.encode("ascii"), validate=False)
+            # broken into lines is well-formed, anything else that is no base64 would be lost without a word
+            return base64.b64decode("".join(content.split()).encode("ascii"), validate=True)
         if format in (None, "text"):
             return content.encode()
     except (binascii.Error, UnicodeError) as e:

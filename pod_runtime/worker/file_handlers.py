@@ -38,6 +38,7 @@ class _FilesHandler(WorkerHandler):
         if isinstance(error, ContentsError):
             # a reason phrase goes into the status line, so it must not hold what a file name may
             problem = HTTPError(error.status, reason=str(error).encode("ascii", "replace").decode())
+            vars(problem)["problem"] = {"detail": str(error), "message": str(error)}
             self.set_status(error.status)
             super().write_error(error.status, exc_info=(HTTPError, problem, None))
         else:

@@ -198,6 +198,21 @@ async def test_binary_is_base64(site: Site) -> None:
     assert (model["format"], base64.b64decode(model["content"])) == ("base64", b"\0\xff")
 
 
+async def test_what_is_no_base64_is_refused(site: Site) -> None:
+    (site.path / "b").write_bytes(b"keep")
+    body = {"type": "file", "format": "base64", "content": "!!!"}
+    assert (await site.call("PUT", "/api/contents/b", json=body))[0] == 400
+    assert (site.path / "b").read_bytes() == b"keep"
+    body["content"] = "AAEC\n/w==\n"  # broken into lines, as the GET answers
+    assert (await site.call("PUT", "/api/contents/b", json=body))[0] == 200
+    assert (site.path / "b").read_bytes() == b"\0\1\2\xff"
+
+
+async def test_messages_hold_names_as_they_are(site: Site) -> None:
+    status, answer = await site.call("GET", url("né.txt"))
+    assert (status, answer["message"]) == (404, "No such file or directory: né.txt")
+
+
 async def test_huge_files_are_not_answered_in_json(site: Site) -> None:
     with open(site.path / "sparse", "wb") as f:
         f.truncate(1 << 40)
