@@ -93,7 +93,9 @@ def _parser() -> argparse.ArgumentParser:
     verbs = nouns.add_parser("templates", help="starter projects").add_subparsers(
         required=True, metavar="VERB"
     )
-    listing = verbs.add_parser("list", help="what projects can start from, and what is missing for it")
+    listing = verbs.add_parser(
+        "list", parents=[common], help="what projects can start from, and what is missing for it"
+    )
     listing.set_defaults(run=_templates)
 
     verbs = nouns.add_parser("project", help="projects").add_subparsers(required=True, metavar="VERB")
@@ -102,9 +104,9 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("file", help="a new file, FILE.tar.zst")
     export.set_defaults(run=_export)
 
-    nouns.add_parser("doctor", help="what is installed, and how to get what is missing").set_defaults(
-        run=_doctor
-    )
+    nouns.add_parser(
+        "doctor", parents=[common], help="what is installed, and how to get what is missing"
+    ).set_defaults(run=_doctor)
     return parser
 
 
@@ -186,8 +188,10 @@ def _password(asked: argparse.Namespace) -> str:
     if asked.password_file:
         try:
             return Path(asked.password_file).read_text("utf-8").rstrip("\r\n")
-        except (OSError, UnicodeDecodeError) as e:
-            raise CommandError(f"--password-file: {e}") from e
+        except OSError as e:
+            raise CommandError(f"--password-file: {asked.password_file}: {e.strerror}") from e
+        except UnicodeDecodeError as e:
+            raise CommandError(f"--password-file: {asked.password_file} is not UTF-8 text") from e
     if not sys.stdin.isatty():
         raise CommandError("There is no terminal to ask for the password: use --password-file FILE.")
     first = getpass.getpass("Password: ")

@@ -47,6 +47,12 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert "codevo user add NAME" in capsys.readouterr().out
 
 
+def test_every_command_takes_the_data_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["templates", "list", "--data-dir", str(tmp_path)]) == 0
+    assert cli.main(["doctor", "--data-dir", str(tmp_path)]) in (0, 1)
+    assert "Python" in capsys.readouterr().out
+
+
 def test_templates_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["templates", "list"]) == 0
     lines = capsys.readouterr().out.splitlines()
