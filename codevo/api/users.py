@@ -18,7 +18,7 @@ TEXT = {"type": "string", "maxLength": 1024}
 SIGNUP = {
     "type": "object",
     "properties": {
-        "name": {"type": "string", "maxLength": 64},
+        "name": TEXT,  # the accounts say what a name may be
         "email": {"type": "string", "maxLength": 254},
         "password": {"type": "string", "maxLength": 1024},
         "setup_code": TEXT,
