@@ -4,7 +4,10 @@ export type ServerState = 'stopped' | 'starting' | 'restoring' | 'ready' | 'stop
 export interface Config {
   version: string;
   user: User | null;
+  /** Whether nobody has an account yet. */
+  first_user: boolean;
   signup: boolean;
+  first_user: boolean;
   setup_code_required: boolean;
   preview_domain: string;
   warnings: string[];
