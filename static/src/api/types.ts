@@ -4,8 +4,6 @@ export type ServerState = 'stopped' | 'starting' | 'restoring' | 'ready' | 'stop
 export interface Config {
   version: string;
   user: User | null;
-  /** Whether nobody has an account yet. */
-  first_user: boolean;
   signup: boolean;
   first_user: boolean;
   setup_code_required: boolean;
