@@ -310,6 +310,7 @@ def test_on_a_phone(person: Make) -> None:
     expect(ana.editor("README.md")).to_be_visible()
     ana.write_at_end("README.md", "on the way")
     ana.sees("README.md", "on the way")
+    ana.durable()
     until(page, lambda: "on the way" in ana.read(project, "README.md"))
     panes.get_by_role("button", name="Terminal").tap()
     ana.type_in_terminal("1", "cat README.md\n")
