@@ -39,10 +39,9 @@ def workspace_pids(project: str) -> set[int]:
 
 def test_from_sign_up_to_a_program_of_two(person: Make) -> None:
     ana, ben = person("ana"), person("ben")
-
-    # Ana is the first here and becomes the administrator
+    # Ana is the first here: the address leads her to sign-up, and she becomes the administrator
     ana.page.goto("/")
-    ana.page.get_by_role("link", name="Create an account").click()
+    expect(ana.page).to_have_url(re.compile("/signup"))
     ana.pictures("sign-up")
     ana.sign_up()
     expect(ana.page.get_by_role("heading", name=f"Hello, {ana.name}")).to_be_visible()

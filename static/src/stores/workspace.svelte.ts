@@ -266,10 +266,19 @@ export class Workspace {
   }
 
   /** A new project opens with what one would look at first. */
-  #first(): void {
+  /** In a project that this person has not opened before: the file that one wants to see first. */
+  async #first(): Promise<void> {
     if (!this.layout.fresh || this.layout.tabs.length) return;
-    const names = (this.files.folders.get('') ?? []).filter((e) => e.type !== 'directory').map((e) => e.name);
-    const first = [/^main\./, /^app\./, /^(index|server)\./, /^readme/i].map((r) => names.find((n) => r.test(n))).find(Boolean);
-    if (first) this.layout.open(first);
+    const files = (folder: string): string[] =>
+      (this.files.folders.get(folder) ?? []).filter((e) => e.type !== 'directory').map((e) => e.path);
+    const there = files('');
+    // with Vite and its like the page at the root is a mere frame for what stands in src
+    if (there.includes('package.json') && there.includes('index.html')) {
+      await this.files.load('src').catch(() => undefined);
+      there.unshift(...files('src').filter((path) => /^src\/app\./i.test(path)));
+    }
+    const wanted = [/^src\/app\./i, /^main\./, /^app\./, /^(index|server)\./, /^readme/i];
+    const first = wanted.map((r) => there.find((path) => r.test(path))).find(Boolean);
+    if (first && !this.layout.tabs.length) this.layout.open(first);
   }
 }
