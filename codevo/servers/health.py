@@ -63,12 +63,16 @@ async def wait_until_ready(
     def quiet(percent: int, message: str) -> None:
         """The runner has nothing to restore."""
 
+    reason: str | None = None
     try:
         async with asyncio.TaskGroup() as group:
             group.create_task(ready(pods, project, "worker", progressed, watchdog, limit))
             group.create_task(ready(pods, project, "runner", quiet, watchdog, limit))
     except* StartFailed as failures:
-        raise StartFailed(str(failures.exceptions[0])) from None
+        reason = str(failures.exceptions[0])
+    # not inside `except*`: early releases of Python 3.11 wrap what is raised there into a group
+    if reason is not None:
+        raise StartFailed(reason)
 
 
 async def _container_ready(
