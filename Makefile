@@ -10,7 +10,7 @@ STATIC_SOURCES := $(shell find static -type f -not -path 'static/node_modules/*'
 PYTEST_ARGS ?=
 # program=package of the system's package manager; see deploy/prerequisites.sh
 RUN_NEEDS := @venv=python3-venv bwrap=bubblewrap slirp4netns=slirp4netns libcurl.so.4=libcurl4 libssl.so.3=libssl3
-TEST_NEEDS := $(RUN_NEEDS) chromium=chromium g++=g++
+TEST_NEEDS := $(RUN_NEEDS) chromium=chromium g++=g++ zstd=zstd
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
