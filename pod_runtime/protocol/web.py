@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import time
@@ -95,6 +96,11 @@ class PodHandler(RequestHandler):
             raise HTTPError(401, reason="Unauthorized", log_message=str(e)) from e
         if not self.claims.role.allows(self.needed_role()):
             raise HTTPError(403, reason=f"Needs the role {self.needed_role()}")
+
+    def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
+        # when the process ends, the loop cancels what a socket still has in hand: that is no error
+        if not isinstance(value, asyncio.CancelledError):
+            super().log_exception(typ, value, tb)
 
     def check_xsrf_cookie(self) -> None:
         """No cookies come here: the hub has checked the page's origin and token."""

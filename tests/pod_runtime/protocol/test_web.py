@@ -1,0 +1,28 @@
+"""The base of the pods' handlers: what is an error, and what is only the end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import pytest
+from tornado.httputil import HTTPConnection, HTTPServerRequest, RequestStartLine
+from tornado.web import Application
+
+from pod_runtime.protocol.web import PodHandler
+
+
+class _Connection(HTTPConnection):
+    def set_close_callback(self, callback: object) -> None:
+        pass
+
+
+def test_cancellation_at_the_end_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+    line = RequestStartLine("GET", "/x", "HTTP/1.1")
+    handler = PodHandler(Application(), HTTPServerRequest(start_line=line, connection=_Connection()))
+    caplog.set_level(logging.INFO)
+    handler.log_exception(asyncio.CancelledError, asyncio.CancelledError(), None)
+    assert not caplog.records
+    error = ValueError("broken")
+    handler.log_exception(ValueError, error, None)
+    assert "Uncaught exception" in caplog.text
