@@ -6,7 +6,7 @@ import asyncio
 import logging
 
 import pytest
-from tornado.httputil import HTTPConnection, HTTPServerRequest, RequestStartLine
+from tornado.httputil import HTTPConnection, HTTPHeaders, HTTPServerRequest, RequestStartLine
 from tornado.web import Application
 
 from pod_runtime.protocol.web import PodHandler
@@ -19,7 +19,9 @@ class _Connection(HTTPConnection):
 
 def test_cancellation_at_the_end_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
     line = RequestStartLine("GET", "/x", "HTTP/1.1")
-    handler = PodHandler(Application(), HTTPServerRequest(start_line=line, connection=_Connection()))
+    headers = HTTPHeaders({"Host": "pod"})
+    request = HTTPServerRequest(start_line=line, headers=headers, connection=_Connection())
+    handler = PodHandler(Application(), request)
     caplog.set_level(logging.INFO)
     handler.log_exception(asyncio.CancelledError, asyncio.CancelledError(), None)
     assert not caplog.records
