@@ -11,15 +11,22 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import aiohttp
 from yarl import URL
 
 CODEVO = Path(sys.executable).with_name("codevo")
+T = TypeVar("T")
+
+
+async def within(awaitable: Awaitable[T], seconds: float) -> T:
+    """The result, or ``TimeoutError``. Unlike `asyncio.wait_for` it never swallows a cancellation."""
+    async with asyncio.timeout(seconds):
+        return await awaitable
 
 
 class HubProcess:

@@ -150,7 +150,8 @@ class Child:
         with contextlib.suppress(ProcessLookupError):
             process.send_signal(self._stop_signal)
             try:
-                await asyncio.wait_for(process.wait(), grace)
+                async with asyncio.timeout(grace):
+                    await process.wait()
             except TimeoutError:
                 self._log.warning("%s did not stop within %s s; killing it", self.name, grace)
                 process.kill()

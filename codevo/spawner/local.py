@@ -369,7 +369,8 @@ class LocalSpawner(Spawner):
     async def _end(self, project: str, client: SupervisorClient, grace: float) -> None:
         client.ask_stop(grace)
         try:
-            await asyncio.wait_for(client.ended.wait(), grace + _STOP_EXTRA)
+            async with asyncio.timeout(grace + _STOP_EXTRA):
+                await client.ended.wait()
         except TimeoutError:
             self.log.error("the supervisor of %s hangs; killing it", project)
             # the number is the supervisor's as long as its socket is open, and everything of it dies with it

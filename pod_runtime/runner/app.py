@@ -129,4 +129,5 @@ class App:
         )
         if self._server is not None:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._server.close_all_connections(), 1)
+                async with asyncio.timeout(1):
+                    await self._server.close_all_connections()

@@ -100,7 +100,8 @@ class Gateway:
         finally:
             writer.close()
             with contextlib.suppress(ConnectionError, TimeoutError):
-                await asyncio.wait_for(writer.wait_closed(), HALF_CLOSED)
+                async with asyncio.timeout(HALF_CLOSED):
+                    await writer.wait_closed()
 
     async def _one(self, reader: Reader, writer: Writer) -> bool:
         """One request; whether the connection can take another."""
@@ -120,7 +121,8 @@ class Gateway:
 
     async def _head(self, reader: Reader) -> RequestHead | None:
         try:
-            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), KEEP_ALIVE)
+            async with asyncio.timeout(KEEP_ALIVE):
+                head = await reader.readuntil(b"\r\n\r\n")
         except asyncio.LimitOverrunError as e:
             raise BadHead("the head is too long", 431) from e
         except asyncio.IncompleteReadError:
@@ -146,9 +148,8 @@ class Gateway:
             return None
         for host in _LOOPBACK:
             with contextlib.suppress(OSError, TimeoutError):
-                return await asyncio.wait_for(
-                    asyncio.open_connection(host, port, limit=heads.MAX_HEAD), CONNECT_TIMEOUT
-                )
+                async with asyncio.timeout(CONNECT_TIMEOUT):
+                    return await asyncio.open_connection(host, port, limit=heads.MAX_HEAD)
         return None
 
     async def _forward(

@@ -23,6 +23,7 @@ from codevo.embedded.s3 import S3Settings
 from codevo.hub import Sockets
 from codevo.store import Store
 from tests.codevo.hub_site import PASSWORD, Site, running_site
+from tests.harness import within
 
 
 async def test_health_and_readiness(site: Site) -> None:
@@ -195,7 +196,7 @@ def test_log_lines_cannot_be_forged() -> None:
 
 async def test_sockets_are_closed_and_waited_for() -> None:
     sockets = Sockets()
-    await asyncio.wait_for(sockets.gone(), 10)
+    await within(sockets.gone(), 10)
     heard: list[int] = []
 
     def close(code: int, reason: str) -> None:
@@ -209,7 +210,7 @@ async def test_sockets_are_closed_and_waited_for() -> None:
     sockets.add(close)
     sockets.add(broken)
     assert sockets.close_all() == 2
-    await asyncio.wait_for(sockets.gone(), 10)
+    await within(sockets.gone(), 10)
     assert heard == [1001] and len(sockets) == 0
 
 

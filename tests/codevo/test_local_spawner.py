@@ -27,6 +27,7 @@ from tests.codevo.local_spawner_help import (
     spec,
     until,
 )
+from tests.harness import within
 
 pytestmark = [pytest.mark.sandbox, pytest.mark.skipif(not sandboxes_work(), reason="no bubblewrap here")]
 P = "aaaabbbbccccdddd"
@@ -161,7 +162,7 @@ async def test_a_worker_that_keeps_crashing_is_a_failure_with_its_last_words(loc
     await ask(address.worker)
     (tmp_path / f"workspaces/{P}/workspace/crash-worker").touch()
     os.kill(before.pids["worker"], signal.SIGKILL)
-    failed = await asyncio.wait_for(anext(events), 60)
+    failed = await within(anext(events), 60)
     assert failed.state is ServerState.FAILED
     assert "worker crashes because it was told to" in failed.reason
     assert (await local.poll(P)).state is ServerState.FAILED
@@ -178,7 +179,7 @@ async def test_a_fenced_worker_is_not_started_again(local, tmp_path: Path) -> No
     events = local.events()
     with contextlib.suppress(ValueError):
         await ask(address.worker, eval="os._exit(3)")
-    failed = await asyncio.wait_for(anext(events), 20)
+    failed = await within(anext(events), 20)
     assert failed.state is ServerState.FAILED
     assert "somewhere else" in failed.reason
     assert (await local.poll(P)).pids.keys() == {"supervisor"}
@@ -190,7 +191,7 @@ async def test_the_supervisors_death_takes_everything_and_is_an_event(local) -> 
     events = local.events()
     status = await local.poll(P)
     os.kill(status.pids["supervisor"], signal.SIGKILL)
-    gone = await asyncio.wait_for(anext(events), 20)
+    gone = await within(anext(events), 20)
     assert (gone.project, gone.state) == (P, ServerState.FAILED)
     assert await local.poll(P) is None
     await until(lambda: not any(alive(pid) for pid in status.pids.values()))
@@ -357,7 +358,7 @@ async def test_the_control_socket_bears_nonsense(local, tmp_path: Path) -> None:
     for request in (b"\n", b"[]\n", b"{\n", b'{"command": "x"}\n', b"x" * 100_000, b'{"command": 1}\n'):
         reader, writer = await connect(path)
         writer.write(request)
-        assert b"error" in await asyncio.wait_for(reader.readline(), 10)
+        assert b"error" in await within(reader.readline(), 10)
         writer.close()
     assert (await local.poll(P)).state is ServerState.READY
 

@@ -16,6 +16,7 @@ from codevo.spawner.base import ServerState
 from codevo.store import Visibility
 from pod_runtime.protocol.roles import Role
 from tests.codevo.proxy_stand import WAIT, Stand, stand
+from tests.harness import within
 
 
 @pytest.fixture
@@ -254,7 +255,7 @@ async def test_a_large_upload_streams_and_a_pod_that_does_not_read_holds_it_back
         await asyncio.sleep(0.5)
     assert sent < 64 * 2**20
     pod.stop.set()
-    assert await asyncio.wait_for(stuck, 60) == 200
+    assert await within(stuck, 60) == 200
 
 
 async def _put(hub: Stand, url: str, body: object, headers: dict[str, str]) -> int:
@@ -336,7 +337,7 @@ async def test_a_client_that_goes_in_the_middle_of_its_upload_ends_it(hub: Stand
     await writer.drain()
     await asyncio.sleep(0.2)
     writer.close()
-    await asyncio.wait_for(ended.wait(), WAIT)
+    await within(ended.wait(), WAIT)
 
 
 async def test_an_upload_to_a_pod_that_is_not_there_is_answered(hub: Stand) -> None:

@@ -19,6 +19,7 @@ from codevo.store import Visibility
 from pod_runtime.protocol.roles import Role
 from tests.codevo.proxy_stand import WAIT, Stand, stand, until
 from tests.codevo.test_proxy_http import bearer, ready
+from tests.harness import within
 
 
 @pytest.fixture
@@ -198,11 +199,11 @@ async def test_the_clients_close_code_arrives(hub: Stand) -> None:
     wire = await dial(hub, f"{path_of(base)}/collab/x", headers)
     wire.send(0x88, struct.pack("!H", 4001) + b"done")
     assert (await wire.frame())[1][:2] == struct.pack("!H", 4001)
-    assert await asyncio.wait_for(pod.closes.get(), WAIT) == (4001, "done")
+    assert await within(pod.closes.get(), WAIT) == (4001, "done")
     await wire.ended()
     wire = await dial(hub, f"{path_of(base)}/collab/x", headers)
     wire.writer.transport.abort()
-    assert await asyncio.wait_for(pod.closes.get(), WAIT) == (None, None)
+    assert await within(pod.closes.get(), WAIT) == (None, None)
     await until(lambda: not len(hub.hub.pods.relays))
 
 
@@ -366,10 +367,10 @@ async def test_a_client_that_is_gone_is_noticed_and_one_that_answers_stays(
                 await ws.receive(timeout=0.1)
         await ws.send_str("still here")
         assert await ws.receive_str(timeout=WAIT) == "still here"
-    await asyncio.wait_for(pod.closes.get(), WAIT)
+    await within(pod.closes.get(), WAIT)
     wire = await dial(hub, f"{path_of(base)}/collab/x", headers)
     assert await wire.frame() == (0x89, b"codevo-hub")
-    await asyncio.wait_for(pod.closes.get(), WAIT)  # no pong ever came
+    await within(pod.closes.get(), WAIT)  # no pong ever came
     wire.writer.close()
 
 
@@ -446,9 +447,9 @@ async def test_dialling_ends_when_the_client_goes(hub: Stand) -> None:
     lines |= {"Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": base64.b64encode(b"k" * 16).decode()}
     text = "".join(f"{n}: {v}\r\n" for n, v in lines.items())
     writer.write(f"GET {path_of(base)}/collab/x HTTP/1.1\r\n{text}\r\n".encode())
-    await asyncio.wait_for(asked.wait(), WAIT)
+    await within(asked.wait(), WAIT)
     writer.close()
-    await asyncio.wait_for(gone.wait(), WAIT)
+    await within(gone.wait(), WAIT)
 
 
 async def test_closing_the_hub_waits_for_the_goodbyes(hub: Stand) -> None:
@@ -459,5 +460,5 @@ async def test_closing_the_hub_waits_for_the_goodbyes(hub: Stand) -> None:
     first, payload = await wire.frame()
     assert (first, payload[:2]) == (0x88, struct.pack("!H", 1012))
     wire.send(0x88, payload[:2])
-    await asyncio.wait_for(closing, WAIT)
+    await within(closing, WAIT)
     assert not len(hub.hub.pods.relays)

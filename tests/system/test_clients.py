@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 import zstandard
 
-from tests.harness import Client, HubProcess, Terminal
+from tests.harness import Client, HubProcess, Terminal, within
 from tests.system.kit import put
 
 
@@ -23,7 +23,7 @@ async def codevo(hub: HubProcess, *arguments: str, text: str = "", status: int =
         str(Path(sys.executable).with_name("codevo")), *arguments, *place,
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip
-    out, _ = await asyncio.wait_for(process.communicate(text.encode()), 60)
+    out, _ = await within(process.communicate(text.encode()), 60)
     assert process.returncode == status, out.decode()
     return out.decode()
 

@@ -273,7 +273,8 @@ class Persister:
                     return
             self._wake.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), due - moment)
+                async with asyncio.timeout(due - moment):
+                    await self._wake.wait()
 
     async def _commit_once(self) -> None:
         async with self._lock:

@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pod_runtime.protocol.config import RunnerConfig
 from pod_runtime.protocol.roles import Role
 from pod_runtime.protocol.tokens import TOKEN_HEADER, Audience, mint, public_key_text
+from tests.harness import within
 
 PROJECT = "abcdefghijklmnop"
 WAIT = 15.0
@@ -103,7 +104,7 @@ async def start(
     )
     os.close(read)
     assert process.stderr
-    line = (await asyncio.wait_for(process.stderr.readline(), WAIT)).decode()
+    line = (await within(process.stderr.readline(), WAIT)).decode()
     ports = [int(p) for p in re.findall(r"'127\.0\.0\.1', (\d+)\)", line)]
     assert len(ports) == 2, line + (await process.stderr.read()).decode()
     return Live(process, key, ports[0], ports[1], workspace, aiohttp.ClientSession(), [line])
@@ -128,7 +129,7 @@ async def running(tmp_path: Path, **options: Any) -> AsyncIterator[Live]:
         await live.http.close()
         if live.process.returncode is None:
             live.process.terminate()
-        code = await asyncio.wait_for(live.process.wait(), WAIT)
+        code = await within(live.process.wait(), WAIT)
         await follow
         assert code == 0, live.log
         assert not [x for x in live.log if "Traceback" in x], "".join(live.log)
@@ -149,14 +150,14 @@ async def until(condition: Callable[[], Any], timeout: float = WAIT) -> Any:
 
 async def frame(ws: aiohttp.ClientWebSocketResponse, timeout: float = WAIT) -> Any:
     """The next JSON frame."""
-    message = await asyncio.wait_for(ws.receive(), timeout)
+    message = await within(ws.receive(), timeout)
     assert message.type is aiohttp.WSMsgType.TEXT, (message, ws.close_code)
     return json.loads(message.data)
 
 
 async def close_code(ws: aiohttp.ClientWebSocketResponse) -> int | None:
     """Read to the end; the code with which the server closed."""
-    while (await asyncio.wait_for(ws.receive(), WAIT)).type in (
+    while (await within(ws.receive(), WAIT)).type in (
         aiohttp.WSMsgType.TEXT,
         aiohttp.WSMsgType.BINARY,
     ):

@@ -14,6 +14,7 @@ from aiohttp import web
 
 from pod_runtime.protocol.roles import Role
 from pod_runtime.protocol.tokens import TOKEN_HEADER
+from tests.harness import within
 from tests.pod_runtime.runner.live import Live, frame, program, until
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -58,7 +59,7 @@ async def exchange(runner: Live, data: bytes) -> bytes:
     reader, writer = await asyncio.open_connection("127.0.0.1", runner.gateway)
     writer.write(data)
     try:
-        return await asyncio.wait_for(reader.read(), 15)
+        return await within(reader.read(), 15)
     finally:
         writer.close()
 
@@ -181,9 +182,9 @@ async def test_events_stream_live_and_end_with_the_client(runner: Live) -> None:
 
     async with served(events) as port:
         async with runner.http.get(url(runner), headers=to(runner, port)) as r:
-            assert await asyncio.wait_for(r.content.readline(), 15) == b"data: one\n"
+            assert await within(r.content.readline(), 15) == b"data: one\n"
             r.close()
-        await asyncio.wait_for(ended.wait(), 15)
+        await within(ended.wait(), 15)
 
 
 async def test_range_and_statuses(runner: Live) -> None:
@@ -249,7 +250,7 @@ async def test_websocket_both_ways_subprotocol_and_close_code(runner: Live) -> N
         await ws.send_bytes(data)
         assert await ws.receive_bytes() == data
         await ws.send_str("bye")
-        message = await asyncio.wait_for(ws.receive(), 15)
+        message = await within(ws.receive(), 15)
         assert message.type is aiohttp.WSMsgType.CLOSE and message.data == 4321
 
 
@@ -264,7 +265,7 @@ async def test_revoked_visitor_loses_the_socket(runner: Live) -> None:
     async with served(hold) as port, runner.http.ws_connect(url(runner), headers=to(runner, port)) as ws:
         _, answer = await runner.call("POST", "/_codevo/revoke", {"sub": "ann"}, Role.HUB, "hub")
         assert answer == {"closed": 1}
-        message = await asyncio.wait_for(ws.receive(), 15)
+        message = await within(ws.receive(), 15)
         assert message.type in (aiohttp.WSMsgType.CLOSED, aiohttp.WSMsgType.CLOSE)
 
 

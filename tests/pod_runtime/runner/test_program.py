@@ -17,6 +17,7 @@ import pytest
 
 from pod_runtime.protocol.roles import Role
 from pod_runtime.runner import messages
+from tests.harness import within
 from tests.pod_runtime.runner.live import Live, alive, close_code, frame, program, running, text_of, until
 
 
@@ -446,7 +447,7 @@ async def test_sigterm_ends_the_program(runner: Live) -> None:
         await kernel.execute("trap '' TERM; echo pid=$$; while :; do sleep 0.1; done")
         pid = int((await kernel.until_text("\n")).split("=")[1])
         os.kill(runner.process.pid, signal.SIGTERM)
-        assert await asyncio.wait_for(runner.process.wait(), 15) == 0
+        assert await within(runner.process.wait(), 15) == 0
         assert not alive(int(pid))
 
 
@@ -479,7 +480,7 @@ async def test_both_framings_on_one_kernel(runner: Live) -> None:
         await ws.send_bytes(request.v1_frame())
         seen: list[messages.Request] = []
         while not seen or seen[-1].msg_type != "execute_reply":
-            seen.append(messages.parse_v1(await asyncio.wait_for(ws.receive_bytes(), 15)))
+            seen.append(messages.parse_v1(await within(ws.receive_bytes(), 15)))
         assert [m.content["text"] for m in seen if m.msg_type == "stream"] == ["hi\n"]
         assert "hi\n" in await kernel.until_text("hi\n")
         binary = messages.make("shell", "execute_request", {"code": "echo ho"}, session="x", now=0)

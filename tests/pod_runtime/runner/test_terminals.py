@@ -14,6 +14,7 @@ import pytest
 
 from pod_runtime.protocol.roles import Role
 from pod_runtime.runner.terminals import Terminal
+from tests.harness import within
 from tests.pod_runtime.runner.live import Live, alive, close_code, frame, shown, told_pid, until
 
 
@@ -239,14 +240,14 @@ async def test_flood_with_a_stalled_client_is_bounded_and_drops_it(runner: Live)
         await shown(ws, "some output that fills the pipe\r\n")
         # `slow` reads nothing now; ours keeps reading, so that it is not dropped with it
         peak = runner.rss()
-        gone = asyncio.create_task(_drain(ws))
+        flow = _Flow(ws)
         slow._conn.transport.pause_reading()  # type: ignore[union-attr]
-        await until(lambda: _stopped_growing(runner, gone), 30)
+        await until(flow.stood_and_went_on, 30)
         assert runner.rss() - peak < 40_000
         slow._conn.transport.resume_reading()  # type: ignore[union-attr]
         assert await close_code(slow) in (4408, 1006)
-        gone.cancel()
-        await asyncio.gather(gone, return_exceptions=True)
+        flow.task.cancel()
+        await asyncio.gather(flow.task, return_exceptions=True)
         await type_(ws, "\x03")
         await type_(ws, "echo alive'!'\r")
         await shown(ws, "alive!")
@@ -265,22 +266,23 @@ def test_a_viewer_who_does_not_read_holds_nobody_up() -> None:
     assert did == ["resume", "pause"]
 
 
-async def _drain(ws: aiohttp.ClientWebSocketResponse) -> None:
-    while True:
-        _drain.count += len(str(await frame(ws, 60)))  # type: ignore[attr-defined]
+class _Flow:
+    """Reads a terminal without end, and tells whether its flow stood still and then went on."""
 
+    def __init__(self, ws: aiohttp.ClientWebSocketResponse) -> None:
+        self._count = 0
+        self._stood = False
+        self.task = asyncio.create_task(self._read(ws))
 
-_drain.count = 0  # type: ignore[attr-defined]
+    async def _read(self, ws: aiohttp.ClientWebSocketResponse) -> None:
+        while True:
+            self._count += len(str(await frame(ws, 60)))
 
-
-async def _stopped_growing(runner: Live, gone: asyncio.Task[None]) -> bool:
-    """The flood stood still (flow control) and then went on (the stalled client was dropped)."""
-    seen = _drain.count  # type: ignore[attr-defined]
-    await asyncio.sleep(0.5)
-    now = _drain.count  # type: ignore[attr-defined]
-    if now == seen:
-        _drain.stood = True  # type: ignore[attr-defined]
-    return bool(getattr(_drain, "stood", False) and now > seen)
+    async def stood_and_went_on(self) -> bool:
+        seen = self._count
+        await asyncio.sleep(0.5)
+        self._stood = self._stood or self._count == seen
+        return self._stood and self._count > seen
 
 
 async def test_revoked_person_is_cut_off(runner: Live) -> None:
@@ -314,5 +316,5 @@ async def test_sigterm_ends_what_shells_started(runner: Live) -> None:
         pid = await told_pid(ws)
         assert alive(pid)
         os.kill(runner.process.pid, signal.SIGTERM)
-        assert await asyncio.wait_for(runner.process.wait(), 15) == 0
+        assert await within(runner.process.wait(), 15) == 0
     assert not alive(pid)

@@ -20,6 +20,7 @@ from pod_runtime.protocol.roles import Role
 from pod_runtime.protocol.tokens import TOKEN_HEADER, Audience, mint, public_key_text
 from pod_runtime.worker.app import Worker
 from pod_runtime.worker.ports import DurabilityStatus
+from tests.harness import within
 from tests.pod_runtime.worker.ycl import YClient
 
 PROJECT = "abcdefghijklmnop"
@@ -129,7 +130,7 @@ class Site:
         url = f"{self.url}/collab/{quote(os.fsencode(path))}" if path else f"{self.url}/presence"
         await client.connect(self.session, URL(url, encoded=True), self.headers(role, subject))
         if sync:
-            await asyncio.wait_for(client.synced.wait(), 15)
+            await within(client.synced.wait(), 15)
         return client
 
     async def on_disk(self, name: str, content: str | bytes | None) -> None:

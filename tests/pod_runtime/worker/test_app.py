@@ -14,6 +14,7 @@ from pod_runtime.worker.events import MAX_BEHIND, Listener
 from pod_runtime.worker.inotify import Inotify, Overflow
 from pod_runtime.worker.safefs import Root
 from pod_runtime.worker.watcher import Watcher
+from tests.harness import within
 from tests.pod_runtime.worker.harness import Site
 
 
@@ -214,7 +215,7 @@ async def test_persistence_is_closed_whenever_it_was_opened(tmp_path: Path, fail
 
     site.worker._watcher.start = start  # type: ignore[method-assign]
     site.persistence.opened.set()
-    await asyncio.wait_for(waiting.wait(), 15)
+    await within(waiting.wait(), 15)
     await site.stop()
     assert site.persistence.closed
 

@@ -13,6 +13,7 @@ import pytest
 from pod_runtime.protocol.roles import Role
 from pod_runtime.worker import contents, file_handlers
 from pod_runtime.worker.file_handlers import parse_range
+from tests.harness import within
 from tests.pod_runtime.worker.harness import Site
 
 NAMES = ["plain.py", "with space.txt", "ünï ☃ %20.txt", "new\nline.txt", os.fsdecode(b"bad-\xff.txt"), ".hid"]
@@ -377,7 +378,7 @@ async def test_large_answers_wait_their_turn(site: Site, monkeypatch: pytest.Mon
     for _ in range(file_handlers.LARGE_ANSWERS):
         reader, writer = await asyncio.open_connection(host, int(port), limit=1024)
         writer.write(f"GET /api/contents/large HTTP/1.1\r\nHost: x\r\n{head}\r\n".encode())
-        assert b" 200 " in await asyncio.wait_for(reader.readline(), 20)
+        assert b" 200 " in await within(reader.readline(), 20)
         lazy.append(writer)
     status, answer = await site.call("GET", "/api/contents/middle")
     assert status == 503 and "files/" in answer["message"]
@@ -398,7 +399,7 @@ async def test_a_large_answer_that_nobody_takes_is_cut(site: Site, monkeypatch: 
     host, _, port = site.url.partition("//")[2].partition(":")
     reader, writer = await asyncio.open_connection(host, int(port), limit=1024)
     writer.write(f"GET /api/contents/large HTTP/1.1\r\nHost: x\r\n{head}\r\n".encode())
-    assert b" 200 " in await asyncio.wait_for(reader.readline(), 20)
+    assert b" 200 " in await within(reader.readline(), 20)
     assert site.worker
     async with asyncio.timeout(20):
         while site.worker.large_answers._value != file_handlers.LARGE_ANSWERS:

@@ -26,6 +26,7 @@ from pod_runtime.worker.events import Events
 from pod_runtime.worker.histories import HistoryStore, Record, SavedMark, decode_log, encode_record
 from pod_runtime.worker.safefs import Root
 from pod_runtime.worker.textfile import sha256
+from tests.harness import within
 from tests.pod_runtime.worker.harness import Site
 
 HERE = Path(__file__).parent
@@ -56,7 +57,7 @@ class ProcessSite(Site):
 
     async def kill(self, number: int) -> int:
         self.process.send_signal(number)
-        return await asyncio.wait_for(self.process.wait(), 30)
+        return await within(self.process.wait(), 30)
 
     async def stop(self) -> None:
         for client in self.clients:
@@ -117,7 +118,7 @@ async def test_killed_before_the_text_is_written(tmp_path: Path, changed: bool) 
         await site.client("other")
         ann = await site.client("f")
         ann.text += "four\n"
-        assert await asyncio.wait_for(site.process.wait(), 30) == -signal.SIGKILL
+        assert await within(site.process.wait(), 30) == -signal.SIGKILL
         assert (site.path / "f").read_text() == "one\ntwo\nthree\n"
         if changed:
             (site.path / "f").write_text("zero\none\ntwo\nthree\n")

@@ -17,6 +17,7 @@ import aiohttp
 from codevo.embedded.s3 import S3Settings
 from pod_runtime.protocol.config import StoreConfig
 from pod_runtime.protocol.roles import Role
+from tests.harness import within
 from tests.pod_runtime.worker.harness import PROJECT
 from tests.pod_runtime.worker.test_crash import ProcessSite
 
@@ -117,6 +118,6 @@ async def test_a_bad_configuration_ends_with_words(tmp_path: Path) -> None:
             *("--config", str(tmp_path / "config.json")),
             stderr=asyncio.subprocess.PIPE,
         )
-        _, err = await asyncio.wait_for(process.communicate(), 30)
+        _, err = await within(process.communicate(), 30)
         assert process.returncode == 1
         assert err.startswith(b"codevo worker: WorkerConfig")
