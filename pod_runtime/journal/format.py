@@ -27,6 +27,8 @@ MAX_META = 64 * 2**20
 MAX_PAX = 2**20
 MAX_PATH = 4095
 MAX_NAME = 255
+#: Paths named in ``changed``; ``changed_count`` says how many there were.
+MAX_CHANGED = 1000
 #: Compressed bytes decoded at a time. zstd packs up to 128 KiB into 4 bytes, so this bounds what one step
 #: can blow up to (16 MiB) whatever was put into the archive.
 SLICE = 512
@@ -77,7 +79,11 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Meta:
-    """What a record says about itself. ``deleted`` are full names (``workspace/a``, ``docs/a``)."""
+    """What a record says about itself. ``deleted`` are full names (``workspace/a``, ``docs/a``).
+
+    ``changed``: the paths in ``workspace/`` that the record writes or deletes, with the names of the people
+    whose edits are in them; at most `MAX_CHANGED` of ``changed_count``. None: the record does not say.
+    """
 
     kind: str
     seq: int
@@ -87,22 +93,30 @@ class Meta:
     time: str = ""
     deleted: tuple[str, ...] = ()
     docs: dict[str, DocMeta] = field(default_factory=dict)
+    changed: dict[str, tuple[str, ...]] | None = None
+    changed_count: int = 0
 
     def to_json(self) -> bytes:
         docs = {path: {"epoch": d.epoch, "text_sha256": d.text_sha256} for path, d in self.docs.items()}
-        return json.dumps(
-            {
-                "format": FORMAT,
-                "kind": self.kind,
-                "seq": self.seq,
-                "writer": self.writer,
-                "generation": self.generation,
-                "id": self.id,
-                "time": self.time,
-                "deleted": list(self.deleted),
-                "docs": docs,
-            }
-        ).encode()
+        said: dict[str, Any] = {
+            "format": FORMAT,
+            "kind": self.kind,
+            "seq": self.seq,
+            "writer": self.writer,
+            "generation": self.generation,
+            "id": self.id,
+            "time": self.time,
+            "deleted": list(self.deleted),
+            "docs": docs,
+        }
+        if self.changed is not None:
+            said |= {"changed": self.changed, "changed_count": self.changed_count}
+        return json.dumps(said).encode()
+
+    @property
+    def names_all(self) -> bool:
+        """Whether ``changed`` is there and complete."""
+        return self.changed is not None and self.changed_count <= len(self.changed)
 
     @classmethod
     def from_json(cls, raw: bytes) -> Meta:
@@ -118,6 +132,9 @@ class Meta:
             for path, d in found["docs"].items():
                 check_path(path)
                 docs[path] = DocMeta(int(d["epoch"]), str(d["text_sha256"]))
+            changed = None
+            if found.get("changed") is not None:
+                changed = {check_path(p): tuple(map(str, who)) for p, who in found["changed"].items()}
             return cls(
                 kind=str(found["kind"]),
                 seq=int(found["seq"]),
@@ -127,6 +144,8 @@ class Meta:
                 time=str(found["time"]),
                 deleted=deleted,
                 docs=docs,
+                changed=changed,
+                changed_count=int(found.get("changed_count", 0)) if changed is not None else 0,
             )
         except FormatError:
             raise

@@ -54,6 +54,12 @@ class MemoryStore:
         await self._step("get", key, "after")
         return data, info.etag
 
+    async def first(self, key: str, size: int) -> bytes:
+        await self._step("first", key, "before")
+        data, _ = self._find(key)
+        await self._step("first", key, "after")
+        return data[:size]
+
     async def stream(self, key: str) -> AsyncIterator[bytes]:
         await self._step("stream", key, "before")
         data, _ = self._find(key)

@@ -13,11 +13,10 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pod_runtime.journal import reader
+from pod_runtime.journal import checkpoints, reader
 from pod_runtime.journal.format import Area, Kind, Member, Meta, check_path, encode_body, meta_frame, now
 from pod_runtime.journal.reader import HEAD, Checkpoint, Head, journal_key, snapshot_key
 from pod_runtime.journal.store import ObjectInfo, ObjectStore, PreconditionFailed
-from pod_runtime.journal.writer import change_head
 
 PARALLEL_COPIES = 16
 
@@ -154,21 +153,24 @@ async def summary(store: ObjectStore, prefix: str) -> Summary:
     return Summary(plan.log.last, count.files, count.bytes, plan.metas[-1].time if plan.metas else None)
 
 
-async def add_checkpoint(store: ObjectStore, prefix: str, name: str, seq: int) -> Checkpoint:
-    """Name the state ``seq`` so that compaction keeps it. Raises `NotFound` when it is not kept any more."""
+async def checkpoints_of(store: ObjectStore, prefix: str) -> list[Checkpoint]:
+    """The project's checkpoints, newest first."""
+    return await checkpoints.listed(Prefixed(store, prefix))
+
+
+async def add_checkpoint(
+    store: ObjectStore, prefix: str, name: str, seq: int | None = None, *, by: str = ""
+) -> Checkpoint:
+    """Name the state ``seq`` (None: the log's end) of a stopped project; see `checkpoints.add`."""
     at = Prefixed(store, prefix)
-    await reader.load(at, seq)
-    mark = Checkpoint(name, seq, now())
+    if seq is None:
+        seq = (await reader.load(at)).last
+    return await checkpoints.add(at, name, seq, by=by)
 
-    def change(head: Head) -> Head:
-        others = tuple(c for c in head.checkpoints if c.name != name)
-        return Head(head.snapshot, head.generation, head.inherited, (*others, mark))
 
-    if (await reader.read_head(at))[0] is None:
-        frame = meta_frame(Meta("snapshot", 0, "checkpoint", 0, "", now()))
-        await at.put(snapshot_key(0), frame + encode_body(()))
-    await change_head(at, change, Head(0, checkpoints=(mark,)))
-    return mark
+async def remove_checkpoint(store: ObjectStore, prefix: str, seq: int) -> bool:
+    """Forget the checkpoint of the state ``seq``; whether there was one."""
+    return await checkpoints.remove(Prefixed(store, prefix), seq)
 
 
 class _Count:
@@ -200,6 +202,9 @@ class Prefixed:
 
     async def get(self, key: str) -> tuple[bytes, str]:
         return await self._store.get(self._prefix + key)
+
+    async def first(self, key: str, size: int) -> bytes:
+        return await self._store.first(self._prefix + key, size)
 
     def stream(self, key: str) -> AsyncIterator[bytes]:
         return self._store.stream(self._prefix + key)

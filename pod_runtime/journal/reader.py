@@ -19,6 +19,8 @@ SUFFIX = ".tar.zst"
 DIGITS = 16
 #: Journal records up to this many bytes together are kept in memory between the two passes of a replay.
 KEEP_BYTES = 8 * 2**20
+#: What is read of a record whose meta data alone is wanted, bytes.
+FIRST_BYTES = 2**15
 
 
 class LogError(StoreError):
@@ -42,11 +44,29 @@ def seq_of(key: str) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A state that somebody named; compaction keeps what it needs."""
+    """A state that somebody named, or that was kept by itself (``auto``); compaction keeps what it needs.
+
+    ``by``: the name of the person for whom it was made, empty for nobody.
+    """
 
     name: str
     seq: int
     time: str
+    auto: bool = False
+    by: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        found: dict[str, Any] = {"name": self.name, "seq": self.seq, "time": self.time}
+        if self.auto:
+            found["auto"] = True
+        if self.by:
+            found["by"] = self.by
+        return found
+
+    @classmethod
+    def from_json(cls, c: dict[str, Any]) -> Checkpoint:
+        """Raises ``KeyError``, ``ValueError``, ``TypeError``."""
+        return cls(str(c["name"]), int(c["seq"]), str(c["time"]), c.get("auto") is True, str(c.get("by", "")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +90,7 @@ class Head:
                 "snapshot_key": snapshot_key(self.snapshot),
                 "generation": self.generation,
                 "inherited": self.inherited,
-                "checkpoints": [{"name": c.name, "seq": c.seq, "time": c.time} for c in self.checkpoints],
+                "checkpoints": [c.to_json() for c in self.checkpoints],
             }
         ).encode()
 
@@ -81,9 +101,7 @@ class Head:
             found: dict[str, Any] = json.loads(raw)
             if found["format"] != FORMAT:
                 raise LogError(f"{HEAD}: format {found['format']!r} is not known to this version")
-            marks = tuple(
-                Checkpoint(str(c["name"]), int(c["seq"]), str(c["time"])) for c in found["checkpoints"]
-            )
+            marks = tuple(map(Checkpoint.from_json, found["checkpoints"]))
             return cls(int(found["snapshot"]), int(found["generation"]), int(found["inherited"]), marks)
         except (ValueError, KeyError, TypeError) as e:
             raise LogError(f"{HEAD}: {type(e).__name__}: {e}") from e
@@ -181,10 +199,13 @@ def _hole(expected: int, seq: int) -> LogError:
 async def read_meta(store: ObjectStore, key: str) -> Meta:
     """The meta data of one record, without reading the rest. Raises `NotFound`, `LogError`."""
     decoder = Decoder(_Nothing())
+    await _feed(decoder, await store.first(key, FIRST_BYTES), key)
+    if decoder.meta is not None:
+        return decoder.meta
+    decoder = Decoder(_Nothing())
     stream = store.stream(key)
     try:
         async for chunk in stream:
-            # stopping after the first frame matters only for huge records; small ones are one chunk
             await _feed(decoder, chunk, key)
             if decoder.meta is not None:
                 return decoder.meta

@@ -107,6 +107,20 @@ class S3Store:
 
         return await self._retry(once, key)
 
+    async def first(self, key: str, size: int) -> bytes:
+        async def once() -> bytes:
+            answer = await self._client.get_object(
+                Bucket=self._config.bucket, Key=self._key(key), Range=f"bytes=0-{size - 1}"
+            )
+            async with answer["Body"] as body:
+                data: bytes = await body.read(size)
+                return data
+
+        try:
+            return await self._retry(once, key)
+        except _OutOfRange:
+            return b""  # an empty object has no first byte
+
     async def stream(self, key: str) -> AsyncIterator[bytes]:
         """See the port. A broken stream goes on where it broke, on the same version of the object."""
         offset, etag, failures = 0, "", 0
@@ -333,6 +347,10 @@ class _Refused(StoreError):
     """4xx: asking again will not help."""
 
 
+class _OutOfRange(_Refused):
+    """416: the object ends before the range begins."""
+
+
 async def _md5(data: bytes | Path) -> str:
     """Content-MD5. SeaweedFS keeps an empty object when a connection breaks between head and body, unless
     this header lets it see that the body is not the one that was meant."""
@@ -375,6 +393,8 @@ def _mapped(key: str) -> Any:
             raise NotFound(text) from e
         if status == 409:
             raise _Conflict(text) from e
+        if status == 416:
+            raise _OutOfRange(text) from e
         if 400 <= status < 500 and status not in (408, 425, 429):
             raise _Refused(text) from e
         raise StoreError(text) from e

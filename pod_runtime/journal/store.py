@@ -35,6 +35,9 @@ class ObjectStore(Protocol):
     async def get(self, key: str) -> tuple[bytes, str]:
         """The whole object and its ETag. Raises `NotFound`. For small objects."""
 
+    async def first(self, key: str, size: int) -> bytes:
+        """The first ``size`` bytes (all of a shorter object), and no more is read. Raises `NotFound`."""
+
     def stream(self, key: str) -> AsyncIterator[bytes]:
         """The object in chunks of at most 1 MiB. Raises `NotFound` on the first step."""
 

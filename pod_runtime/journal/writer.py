@@ -42,7 +42,7 @@ class Moved(Exception):
 
 @dataclass(slots=True)
 class Commit:
-    """What is to be committed: ``body`` (see `format.BodyWriter`), the deletions, the documents' epochs.
+    """What is to be committed: ``body`` (see `format.BodyWriter`), and what `format.Meta` says of it.
 
     A body that is a file is joined with its meta data into a second file beside it while it is sent.
 
@@ -52,6 +52,8 @@ class Commit:
     body: bytes | Path
     deleted: tuple[str, ...] = ()
     docs: dict[str, DocMeta] = field(default_factory=dict)
+    changed: dict[str, tuple[str, ...]] | None = None
+    changed_count: int = 0
     kind: str = "commit"
     id: str = field(default_factory=lambda: secrets.token_hex(8))
     time: str = field(default_factory=now)
@@ -122,6 +124,8 @@ class LogWriter:
                 commit.time,
                 commit.deleted,
                 commit.docs,
+                commit.changed,
+                commit.changed_count,
             )
             frame = meta_frame(meta)
             try:

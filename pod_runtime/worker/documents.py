@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 
 from pod_runtime.protocol.config import WorkerConfig
+from pod_runtime.worker.authors import Authors
 from pod_runtime.worker.channel import (
     CLOSE_GONE,
     CLOSE_NOT_TEXT,
@@ -54,6 +55,7 @@ class LiveDocuments:
         self._closing: set[asyncio.Task[None]] = set()
         self._janitor: asyncio.Task[None] | None = None
         self.on_touched: Callable[..., None] = lambda *paths: None
+        self.authors = Authors()
 
     # -- ports.Documents
 
@@ -252,6 +254,7 @@ class LiveDocuments:
             await document.history.sync()
         except OSError as e:
             raise Refused(CLOSE_TRY_AGAIN, f"the history cannot be written: {e.strerror}") from e
+        document.room.on_edit = lambda name: self.authors.note(name, document.path)
         # a client must not be given what a crash could take back, hence the sync before
         await document.room.run()
         if path not in self._versions:

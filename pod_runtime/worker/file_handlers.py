@@ -56,6 +56,7 @@ class _FilesHandler(WorkerHandler):
         """Tell pages and persistence at once; the watcher comes later."""
         self.worker.events.active()
         self.worker.events.files([{"path": path, "kind": kind, **more}])
+        self.worker.documents.authors.note(self.claims.name, path, *more.values())
         self.worker.documents.on_touched(path, *more.values())
 
     async def blocking(self, call: Any, *args: Any, **kwargs: Any) -> Any:
@@ -155,6 +156,7 @@ class ContentsHandler(_FilesHandler):
         async with self.worker.documents.moving(old, new):
             model = await self.blocking(contents.rename, self.worker.root, old, new)
         if old != new:
+            self.worker.documents.authors.moved(old, new)
             self.changed("moved", old, to=new)
         self.set_header("Location", self.location(new))
         self.write_json(model)

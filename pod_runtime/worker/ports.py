@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from pod_runtime.worker.authors import Authors
+
 
 @dataclass(frozen=True, slots=True)
 class DocumentCapture:
@@ -36,7 +38,12 @@ class DurabilityStatus:
 
 
 class Documents(Protocol):
-    """What persistence asks of the live documents (implemented by ``worker.documents``)."""
+    """What persistence asks of the live documents (implemented by ``worker.documents``).
+
+    ``authors`` gathers who edits what, in documents and by the contents API.
+    """
+
+    authors: Authors
 
     async def save_all(self) -> None:
         """Write every open document's text to disk."""

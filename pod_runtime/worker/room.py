@@ -159,6 +159,8 @@ class Room(YRoom):
         self.epoch = epoch
         self.people = PresenceRoom()
         self._admit_update = admit_update
+        #: called with the person's name for each of their updates that is admitted
+        self.on_edit: Callable[[str], None] = lambda name: None
         # the server is nobody: without a local state nothing is renewed for it
         self.awareness.set_local_state(None)
         self.on_message_error = self._on_error
@@ -251,6 +253,7 @@ class Room(YRoom):
             # a viewer may hold what a crash took from us; it is its author's to send again
             return False
         self._admit_update(update)
+        self.on_edit(channel.claims.name)
         return True
 
 

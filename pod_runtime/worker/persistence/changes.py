@@ -12,9 +12,18 @@ from pathlib import Path
 from stat import S_IMODE
 from typing import IO
 
-from pod_runtime.journal.format import Area, BodyWriter, DocMeta, Kind, Member, check_path
+from pod_runtime.journal.format import (
+    MAX_CHANGED,
+    Area,
+    BodyWriter,
+    DocMeta,
+    Kind,
+    Member,
+    check_path,
+)
 from pod_runtime.journal.writer import Commit
 from pod_runtime.worker import safefs
+from pod_runtime.worker.authors import Taken
 from pod_runtime.worker.persistence.ignore import Ignore
 from pod_runtime.worker.persistence.manifest import Delta, Doc, Entry, Manifest
 from pod_runtime.worker.ports import DocumentCapture
@@ -42,6 +51,7 @@ class Prepared:
     empty: bool
     versions: dict[str, int] = field(default_factory=dict)
     files: int = 0
+    people: Taken = field(default_factory=lambda: Taken({}))
 
 
 class _Spool:
@@ -88,9 +98,12 @@ class Changes:
         max_workspace: int,
         notice: Notice,
         stopped: Callable[[], bool] = lambda: False,
+        people: Taken | None = None,
     ) -> None:
         self._root, self._manifest, self._ignore = root, manifest, ignore
         self._live, self._notice, self._stopped = live, notice, stopped
+        self._people = people or Taken({})
+        self._written: set[str] = set()
         self._folder = spool
         self._room = max_workspace - manifest.size
         self._spool = _Spool(spool)
@@ -125,11 +138,21 @@ class Changes:
         except BaseException:
             self._spool.discard()
             raise
-        commit = Commit(body, tuple(self._deleted), self._docs)
+        changed, count = self._changed()
+        commit = Commit(body, tuple(self._deleted), self._docs, changed, count)
         empty = not self._members and not self._deleted
         if empty and isinstance(body, Path):
             body.unlink(missing_ok=True)
-        return Prepared(commit, self._delta, empty, self._versions, self._members)
+        return Prepared(commit, self._delta, empty, self._versions, self._members, self._people)
+
+    def _changed(self) -> tuple[dict[str, tuple[str, ...]], int]:
+        """What ``changed`` of the record says; when there is too much, what people did goes first."""
+        gone = (n.removeprefix("workspace/") for n in self._deleted if n.startswith("workspace/"))
+        named = {path: self._people.of(path) for path in sorted(self._written.union(gone))}
+        if len(named) <= MAX_CHANGED:
+            return named, len(named)
+        first = sorted(named, key=lambda path: not named[path])[:MAX_CHANGED]
+        return {path: named[path] for path in first}, len(named)
 
     # -- documents
 
@@ -163,6 +186,8 @@ class Changes:
         return True
 
     def _add(self, member: Member, chunks: Iterable[bytes]) -> None:
+        if member.area is Area.WORKSPACE:
+            self._written.add(member.path)
         self._body.add(member, (c for c in chunks if c))
         self._members += 1
 

@@ -311,6 +311,8 @@ class Persister:
         version, everything = self._version, self._everything
         paths, self._paths, self._everything = self._paths, set(), False
         started = asyncio.get_running_loop().time()
+        # with the captures, at one instant: an edit and its author go into the same commit
+        people = self._documents.authors.take()
         try:
             histories, live = self._documents.histories(), self._documents.open_paths()
             self._since = {path: v for path, v in self._since.items() if path in histories}
@@ -331,6 +333,7 @@ class Persister:
                 max_workspace=self._config.max_workspace,
                 notice=self._notice_later(),
                 stopped=lambda: self._stopping,
+                people=people,
             )
             prepared = await asyncio.to_thread(
                 changes.build, captures, histories, None if everything else paths
@@ -338,6 +341,7 @@ class Persister:
         except BaseException as e:
             self._everything = self._everything or everything
             self._paths |= paths
+            self._documents.authors.give_back(people)
             if isinstance(e, OSError):
                 self._failed(f"The workspace cannot be read: {e.strerror or e}")
             raise
@@ -409,6 +413,7 @@ class Persister:
         await asyncio.to_thread(self._manifest.apply, Delta(dict(entries)), {"seq": seq, "generation": ""})
         if self._in_flight is not None:
             _discard(self._in_flight[0])
+            self._documents.authors.give_back(self._in_flight[0].people)
             self._in_flight = None
         self._since.clear()
         self._everything = True

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import shutil
 import subprocess
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -205,3 +207,17 @@ def test_ordinary_tools_read_a_record(tmp_path: Path) -> None:
     assert b"not-utf8-\xff" in os.listdir(os.fsencode(tmp_path / "workspace"))
     assert (tmp_path / "workspace" / "l").readlink() == Path("d")
     assert (tmp_path / "meta.json").exists()
+
+
+def test_changed_is_optional_and_checked() -> None:
+    plain = Meta("commit", 1, "w", 1)
+    assert b"changed" not in plain.to_json()
+    assert not Meta.from_json(plain.to_json()).names_all
+    some = Meta("commit", 1, "w", 1, changed={"a\udcff": ("ana", "bo"), "b": ()}, changed_count=2)
+    assert Meta.from_json(some.to_json()) == some
+    assert some.names_all
+    assert not Meta.from_json(replace(some, changed_count=3).to_json()).names_all
+    for bad in ({"../x": []}, ["a"], {"a": 3}):
+        raw = json.loads(plain.to_json()) | {"changed": bad, "changed_count": 1}
+        with pytest.raises(FormatError):
+            Meta.from_json(json.dumps(raw).encode())

@@ -367,7 +367,9 @@ edits = st.lists(st.tuples(paths, st.one_of(st.none(), st.binary(max_size=8))), 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(edits, max_size=12), st.sets(st.integers(0, 12)), st.sets(st.integers(0, 12)))
-def test_replay_gives_the_last_tree(history: list[list], snapshots: set[int], compactions: set[int]) -> None:
+def test_replay_gives_the_last_tree(
+    history: list[list[tuple[str, bytes | None]]], snapshots: set[int], compactions: set[int]
+) -> None:
     async def run() -> None:
         store = MemoryStore()
         w = await opened(store, 1)

@@ -60,7 +60,11 @@ async def test_put_get_and_stream(store: ObjectStore, tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(data)
     await store.put("file", tmp_path / "f", if_none_match=True)
     assert await body(store, "file") == data
-    for missing in (store.get("no"), body(store, "no"), store.copy("no", "x")):
+    assert await store.first("file", 10) == data[:10]
+    await store.put("short", b"abc")
+    await store.put("empty", b"")
+    assert (await store.first("short", 100), await store.first("empty", 100)) == (b"abc", b"")
+    for missing in (store.get("no"), store.first("no", 9), body(store, "no"), store.copy("no", "x")):
         with pytest.raises(NotFound):
             await missing
 

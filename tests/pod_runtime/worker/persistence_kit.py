@@ -10,6 +10,7 @@ from pod_runtime.journal.memory import MemoryStore
 from pod_runtime.journal.store import ObjectStore
 from pod_runtime.protocol.config import StoreConfig, WorkerConfig
 from pod_runtime.worker import safefs
+from pod_runtime.worker.authors import Authors
 from pod_runtime.worker.persistence import Persister
 from pod_runtime.worker.ports import DocumentCapture
 
@@ -20,6 +21,7 @@ class FakeDocuments:
     """`ports.Documents` without Yjs: a history is just bytes that name the text."""
 
     def __init__(self) -> None:
+        self.authors = Authors()
         self.texts: dict[str, tuple[bytes, int]] = {}
         self.open: set[str] = set()
         self.imported: dict[str, tuple[bytes, int, str]] = {}
