@@ -20,6 +20,7 @@ from pod_runtime.protocol.config import WorkerConfig
 from pod_runtime.protocol.tokens import Audience, load_public_key
 from pod_runtime.protocol.web import Gatekeeper, common_routes
 from pod_runtime.worker import file_handlers, handlers
+from pod_runtime.worker.collab_handlers import CollabHandler, PresenceHandler
 from pod_runtime.worker.contents import Checkpoints
 from pod_runtime.worker.documents import LiveDocuments
 from pod_runtime.worker.events import Event, Events
@@ -29,7 +30,7 @@ from pod_runtime.worker.safefs import Root
 from pod_runtime.worker.watcher import Change, Watcher
 
 if TYPE_CHECKING:
-    from pod_runtime.worker.handlers import _Socket
+    from pod_runtime.worker.handlers import Stoppable
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +91,7 @@ class Worker:
         self.checkpoints = Checkpoints(Path(config.state) / "checkpoints")
         self.presence = PresenceRoom()
         self.persistence = make_persistence(config, self.root, self.documents, self.events.notice)
-        self.sockets: set[_Socket] = set()
+        self.sockets: set[Stoppable] = set()
         self.clients: set[asyncio.Task[None]] = set()
         self.large_answers = asyncio.Semaphore(file_handlers.LARGE_ANSWERS)
         self._watcher = Watcher(self.root, self.events, self._files_changed)
@@ -215,8 +216,8 @@ class Worker:
             (r"/api/contents/(.*?)/*checkpoints", file_handlers.CheckpointsHandler),
             (r"/api/contents/?(.*)", file_handlers.ContentsHandler),
             (r"/files/(.*)", file_handlers.FileHandler),
-            (r"/collab/(.*)", handlers.CollabHandler),
-            (r"/presence", handlers.PresenceHandler),
+            (r"/collab/(.*)", CollabHandler),
+            (r"/presence", PresenceHandler),
             (r"/api/worker/events", handlers.EventsHandler),
             (r"/api/durability", handlers.DurabilityHandler),
             (r"/_codevo/health", handlers.HealthHandler),
@@ -229,8 +230,8 @@ class Worker:
             "worker": self,
             "default_handler_class": NotFoundHandler,
             "log_function": _log_request,
-            # frames up to what the document check can answer with words; the check itself is stricter
-            "websocket_max_message_size": 8 * self.config.max_document + 2**20,
+            # of `EventsHandler`, which listens to nothing
+            "websocket_max_message_size": 64 * 1024,
             "websocket_ping_interval": 25,
             "websocket_ping_timeout": 20,
         }

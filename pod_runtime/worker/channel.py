@@ -1,15 +1,19 @@
-"""One client's socket as a room sees it: bounded both ways, and never raising into the room."""
+"""One client's WebSocket as a room sees it: bounded both ways, and never raising into the room.
+
+It stands on the socket's transport itself. A keystroke goes to everybody, so what one frame costs is what a
+room costs: reading is one ``recv``, telling a client is one ``send`` of bytes that all clients share.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-from collections import deque
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol, cast
 
-from tornado.iostream import StreamClosedError
-from tornado.websocket import WebSocketClosedError, WebSocketHandler
+from pod_runtime.protocol.roles import Role
+from pod_runtime.worker import frames
+from pod_runtime.worker.frames import BINARY, CLOSE, PING, TEXT, FrameError, FrameReader
 
 if TYPE_CHECKING:
     from pod_runtime.protocol.tokens import Claims
@@ -31,101 +35,254 @@ CLOSE_BAD_MESSAGE = 4400
 #: Come back later: too slow, too many documents, stopping.
 CLOSE_TRY_AGAIN = 1013
 
-#: Messages from one client that wait to be handled.
-MAX_INCOMING = 32
-#: How long one message may take to leave, seconds.
+#: Messages, and about how many bytes of them, that one client gets handled in one turn of the loop.
+TURN_MESSAGES = 64
+TURN_BYTES = 64 * 1024
+#: How long what waits for a client may take to leave, seconds.
 SEND_TIMEOUT = 30.0
+#: Seconds between two pings, and for the client to be heard after one.
+PING_INTERVAL = 25.0
+PING_TIMEOUT = 20.0
+#: Seconds for a client to answer a close frame.
+CLOSE_GRACE = 5.0
+
+Deliver = Callable[[list[bytes]], None]
 
 
-class SocketChannel:
-    """A pycrdt ``Channel`` over a Tornado WebSocket.
+class Pace(Protocol):
+    """How long a client's message waits."""
 
-    `send` only queues. A client that lets more than ``max_outgoing`` bytes pile up, or lets one message
-    wait longer than `SEND_TIMEOUT`, is closed with 1013 and comes back by itself.
+    def pause(self, message: bytes, now: float) -> float:
+        """Seconds; ``now`` is the loop's time."""
+
+
+class SocketChannel(asyncio.Protocol):
+    """The server's end of a WebSocket, after the handshake.
+
+    `post` writes at once; a client that lets more than ``max_outgoing`` bytes pile up, or of what waits lets
+    nothing leave for `SEND_TIMEOUT`, is closed with 1013 and comes back by itself. What the client sends is
+    given to what `deliver` named, several messages at a time, at most `TURN_MESSAGES` in one turn of the
+    loop; until it did, and while there is more than that, the socket is not read. A message above
+    ``max_message`` bytes closes it with 1009.
+
+    ``closed``: nothing can be sent any more. ``ended`` is set at the same moment.
     """
 
-    def __init__(self, socket: WebSocketHandler, claims: Claims, path: str, max_outgoing: int) -> None:
+    def __init__(
+        self,
+        claims: Claims,
+        path: str,
+        *,
+        max_message: int,
+        max_outgoing: int,
+        active: Callable[[], None] = lambda: None,
+        pace: Pace | None = None,
+    ) -> None:
         self.path = path
         self.claims = claims
+        #: Whether the person may change anything.
+        self.writes = claims.role.allows(Role.EDITOR)
+        #: To be called when the person did something, which keep-alives are not.
+        self.active = active
         self.closed = False
-        self._socket = socket
+        self.ended = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        #: When the room last sent the client its own change back (`FanOut`), by the loop's clock.
+        self.echoed = self._loop.time()
+        self._reader = FrameReader(max_message)
         self._max_outgoing = max_outgoing
-        self._outgoing: deque[bytes] = deque()
-        self._outgoing_size = 0
-        self._wake = asyncio.Event()
-        self._incoming: asyncio.Queue[bytes | None] = asyncio.Queue(MAX_INCOMING)
-        self._writer = asyncio.create_task(self._write(), name=f"channel writer {path!r}")
+        self._pace = pace
+        self._deliver: Deliver | None = None
+        self._transport: asyncio.Transport | None = None
+        self._lost = asyncio.Event()
+        self._held: bytes | None = None
+        self._turn: asyncio.Handle | None = None
+        self._reading = True
+        self._heard = True
+        self._keeper: asyncio.TimerHandle | None = None
+        self._closer: asyncio.TimerHandle | None = None
+        self._stall: asyncio.TimerHandle | None = None
+        self._waited = self._added = 0
 
-    async def send(self, message: bytes) -> None:
-        """Queue for the client; drops silently when it is closed."""
-        self.post(message)
+    # -- for rooms
+
+    def deliver(self, take: Deliver) -> None:
+        """From now on ``take`` gets the client's messages."""
+        self._deliver = take
+        self._soon()
 
     def post(self, message: bytes) -> None:
-        """`send`, from synchronous code."""
-        if self.closed:
+        """Send a message; drops silently when closed."""
+        self.post_frames(frames.encode(BINARY, message))
+
+    def post_frames(self, data: bytes) -> None:
+        """Send encoded frames; drops silently when closed."""
+        transport = self._transport
+        if self.closed or transport is None:
             return
-        if self._outgoing_size and self._outgoing_size + len(message) > self._max_outgoing:
-            self.close(CLOSE_TRY_AGAIN, "too slow")
-            return
-        self._outgoing.append(message)
-        self._outgoing_size += len(message)
-        self._wake.set()
-
-    async def feed(self, message: bytes) -> None:
-        """Take a message from the client; waits while the room is behind, which stops reading the socket."""
-        if not self.closed:
-            await self._incoming.put(message)
-
-    async def recv(self) -> bytes:
-        message = None if self.closed else await self._incoming.get()
-        if message is None:
-            raise StopAsyncIteration
-        return message
-
-    def __aiter__(self) -> SocketChannel:
-        return self
-
-    async def __anext__(self) -> bytes:
-        return await self.recv()
+        if self._stall is not None:
+            if transport.get_write_buffer_size() + len(data) > self._max_outgoing:
+                self.close(CLOSE_TRY_AGAIN, "too slow")
+                return
+            self._added += len(data)
+        transport.write(data)
 
     def close(self, code: int = 1000, reason: str = "") -> None:
         """Close once; later calls do nothing. ``reason`` is cut to 123 bytes."""
-        if not self.closed:
-            self.closed = True
-            words = reason.encode()[:123].decode(errors="ignore")
-            with contextlib.suppress(WebSocketClosedError, StreamClosedError):
-                self._socket.close(code, words)
-        self.gone()
+        if self.closed:
+            return
+        self._end()
+        if self._transport is not None:
+            self._transport.write(frames.encode_close(code, reason))
+            self._closer = self._loop.call_later(CLOSE_GRACE, self._transport.abort)
+            # its answer is still to be read
+            self._soon()
 
-    def gone(self) -> None:
-        """The socket is closed: let the reader end."""
-        self.closed = True
-        self._wake.set()
-        while self._incoming.full():
-            self._incoming.get_nowait()
-        self._incoming.put_nowait(None)
+    def abort(self) -> None:
+        """End without a word."""
+        self._end()
+        if self._transport is not None:
+            self._transport.abort()
 
     async def finish(self) -> None:
-        """Wait for the writer, which ends soon after `close`."""
-        self.gone()
-        self._writer.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._writer
+        """Wait until the connection is gone, which it is soon after `close`; cancelled, it goes at once."""
+        try:
+            await self._lost.wait()
+        except asyncio.CancelledError:
+            self.abort()
+            await self._lost.wait()
+            raise
 
-    async def _write(self) -> None:
-        while not self.closed:
-            await self._wake.wait()
-            self._wake.clear()
-            while self._outgoing and not self.closed:
-                message = self._outgoing[0]
-                try:
-                    async with asyncio.timeout(SEND_TIMEOUT):
-                        await self._socket.write_message(message, binary=True)
-                except TimeoutError:
-                    self.close(CLOSE_TRY_AGAIN, "too slow")
-                    return
-                except (WebSocketClosedError, StreamClosedError):
-                    self.gone()
-                    return
-                self._outgoing.popleft()
-                self._outgoing_size -= len(message)
+    # -- the connection
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        # told of every byte that the kernel does not take at once
+        self._transport.set_write_buffer_limits(high=0)
+        self._keeper = self._loop.call_later(PING_INTERVAL, self._ping)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._end()
+        self._lost.set()
+        for timer in (self._keeper, self._closer, self._stall, self._turn):
+            if timer is not None:
+                timer.cancel()
+
+    def data_received(self, data: bytes) -> None:
+        self._heard = True
+        self._reader.feed(data)
+        if self._turn is None:
+            self._take_turn()
+
+    def pause_writing(self) -> None:
+        self._await_progress()
+
+    def resume_writing(self) -> None:
+        if self._stall is not None:
+            self._stall.cancel()
+            self._stall = None
+
+    # -- inside
+
+    def _end(self) -> None:
+        self.closed = True
+        self.ended.set()
+
+    def _soon(self) -> None:
+        if self._turn is None and self._held is None and self._transport is not None:
+            self._turn = self._loop.call_soon(self._take_turn)
+
+    def _read(self, on: bool) -> None:
+        transport = self._transport
+        if on != self._reading and transport is not None and not transport.is_closing():
+            self._reading = on
+            if on:
+                transport.resume_reading()
+            else:
+                transport.pause_reading()
+
+    def _take_turn(self) -> None:
+        self._turn = None
+        if self._deliver is None and not self.closed:
+            self._read(False)
+            return
+        messages, more = self._gather()
+        if messages and self._deliver is not None:
+            try:
+                self._deliver(messages)
+            except (SystemExit, KeyboardInterrupt):
+                raise
+            except BaseException:
+                # a panic of the native code is a BaseException: it ends this client, not the worker
+                log.exception("a client of %r failed", self.path)
+                self.close(1011, "internal error")
+        self._read(not more)
+        if more:
+            self._soon()
+
+    def _gather(self) -> tuple[list[bytes], bool]:
+        """The messages of one turn, and whether there is more to do than to wait for the socket."""
+        messages: list[bytes] = []
+        size = 0
+        if self._held is not None and not self.closed:
+            messages.append(self._held)
+            size = len(self._held)
+        self._held = None
+        try:
+            for _ in range(TURN_MESSAGES):
+                found = self._reader.next()
+                if found is None:
+                    return messages, False
+                opcode, message = found
+                if opcode != BINARY:
+                    self._control(opcode, message)
+                elif not self.closed:
+                    if self._pace is not None and (wait := self._pace.pause(message, self._loop.time())):
+                        self._held = message
+                        self._turn = self._loop.call_later(wait, self._take_turn)
+                        return messages, True
+                    messages.append(message)
+                    size += len(message)
+                    if size >= TURN_BYTES:
+                        break
+        except FrameError as e:
+            self.close(e.code, str(e))
+            # what follows cannot be read, an answer neither
+            if self._transport is not None:
+                self._transport.close()
+            return messages, False
+        return messages, True
+
+    def _control(self, opcode: int, payload: bytes) -> None:
+        if opcode == PING:
+            self.post_frames(frames.encode(frames.PONG, payload))
+        elif opcode == CLOSE and self._transport is not None:
+            self.close(frames.close_code(payload))
+            self._transport.close()
+        elif opcode == TEXT:
+            self.close(CLOSE_BAD_MESSAGE, "bad message: text")
+
+    def _ping(self) -> None:
+        # who is not read cannot be heard
+        self._heard = not self._reading
+        self.post_frames(frames.encode(PING, b""))
+        self._keeper = self._loop.call_later(PING_TIMEOUT, self._expect)
+
+    def _expect(self) -> None:
+        if self._heard or not self._reading:
+            self._keeper = self._loop.call_later(PING_INTERVAL - PING_TIMEOUT, self._ping)
+        else:
+            self.abort()
+
+    def _await_progress(self) -> None:
+        assert self._transport is not None
+        self._waited, self._added = self._transport.get_write_buffer_size(), 0
+        self._stall = self._loop.call_later(SEND_TIMEOUT, self._check_progress)
+
+    def _check_progress(self) -> None:
+        assert self._transport is not None
+        # all that waited when the time began must have left by now
+        if self._transport.get_write_buffer_size() > self._added:
+            self.close(CLOSE_TRY_AGAIN, "too slow")
+        elif not self.closed:
+            self._await_progress()

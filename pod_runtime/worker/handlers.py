@@ -1,4 +1,4 @@
-"""The worker's base handler, and the handlers of control, durability, events, documents and presence."""
+"""The worker's base handler, and the handlers of control, durability and events."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import dataclasses
 import json
 import logging
 import os
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from tornado.web import HTTPError
 from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
 from pod_runtime.protocol.roles import Role
 from pod_runtime.protocol.web import CLOSE_REVOKED, PodHandler
-from pod_runtime.worker.channel import CLOSE_BAD_MESSAGE, CLOSE_TRY_AGAIN, SocketChannel
+from pod_runtime.worker.channel import CLOSE_TRY_AGAIN
 
 if TYPE_CHECKING:
     from pod_runtime.worker.app import Worker
@@ -95,6 +95,13 @@ class DurabilityHandler(WorkerHandler):
         self.write_json(dataclasses.asdict(self.worker.persistence.status()))
 
 
+class Stoppable(Protocol):
+    """An open socket."""
+
+    def stop(self) -> None:
+        """The worker stops."""
+
+
 class _Socket(WorkerHandler, WebSocketHandler):
     """A WebSocket of a person: closed when the right ends, and when the worker stops."""
 
@@ -155,94 +162,3 @@ class EventsHandler(_Socket):
         super().on_close()
         if self._task is not None:
             self._task.cancel()
-
-
-class ViewerPace:
-    """How long a viewer's messages wait: what one says goes to everybody, and a question about the document
-    is answered with all of it, so a stranger could keep everybody busy. Counted in bytes, at least `LEAST` a
-    message and `QUESTION` a question."""
-
-    RATE = 64 * 1024.0
-    BURST = 512 * 1024.0
-    LEAST = 512
-    QUESTION = 64 * 1024
-
-    def __init__(self) -> None:
-        self._free, self._at = self.BURST, 0.0
-
-    def pause(self, message: bytes, now: float) -> float:
-        """Seconds to wait before this message is handled; ``now`` is a monotonic clock in seconds."""
-        self._free = min(self.BURST, self._free + (now - self._at) * self.RATE)
-        self._at = now
-        question = message[:2] == b"\x00\x00" or message[:1] == b"\x03"
-        self._free -= max(len(message), self.QUESTION if question else self.LEAST)
-        return max(0.0, -self._free / self.RATE)
-
-
-class _ChannelSocket(_Socket):
-    """A y-websocket client."""
-
-    channel: SocketChannel | None = None
-    _task: asyncio.Task[None] | None = None
-
-    def open(self, *args: str, **kwargs: str) -> None:
-        self.register()
-        path = (args[0] if args else "").strip("/")
-        limit = self.worker.config.max_document
-        self._pace = ViewerPace()
-        self.channel = SocketChannel(self, self.claims, path, 16 * limit + 2**20)
-        self._task = asyncio.create_task(self._serve(self.channel), name=f"client of {path!r}")
-        self.worker.clients.add(self._task)
-        self._task.add_done_callback(self.worker.clients.discard)
-
-    async def _serve(self, channel: SocketChannel) -> None:
-        try:
-            await self.serve(channel)
-        except asyncio.CancelledError:
-            raise
-        except BaseException:
-            # a panic of the native code is a BaseException: it ends this client, not the worker
-            log.exception("a client of %r failed", channel.path)
-            channel.close(1011, "internal error")
-        finally:
-            await channel.finish()
-
-    async def serve(self, channel: SocketChannel) -> None:
-        raise NotImplementedError
-
-    async def on_message(self, message: str | bytes) -> None:
-        if self.channel is None:
-            return
-        if isinstance(message, str):
-            self.channel.close(CLOSE_BAD_MESSAGE, "bad message: text")
-            return
-        if not self.claims.role.allows(Role.EDITOR):
-            # while we wait, nothing more is read from the socket
-            await asyncio.sleep(self._pace.pause(message, asyncio.get_running_loop().time()))
-        # sync updates are what people do; awareness and state vectors also come by themselves
-        if message[:2] == b"\x00\x02":
-            self.worker.events.active()
-        await self.channel.feed(message)
-
-    def revoked(self) -> None:
-        if self.channel is not None:
-            self.channel.close(CLOSE_REVOKED, "no longer allowed")
-
-    def stop(self) -> None:
-        if self.channel is not None:
-            self.channel.close(CLOSE_TRY_AGAIN, "the workspace stops")
-
-    def on_close(self) -> None:
-        super().on_close()
-        if self.channel is not None:
-            self.channel.gone()
-
-
-class CollabHandler(_ChannelSocket):
-    async def serve(self, channel: SocketChannel) -> None:
-        await self.worker.documents.serve(channel.path, channel)
-
-
-class PresenceHandler(_ChannelSocket):
-    async def serve(self, channel: SocketChannel) -> None:
-        await self.worker.presence.serve(channel)
