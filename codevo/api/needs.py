@@ -74,6 +74,16 @@ def body(schema: Schema) -> Callable[[F], F]:
     return mark
 
 
+def upload(kinds: dict[str, str], **query: Schema) -> Callable[[F], F]:
+    """What the method takes raw instead of JSON: media types, in words; with ``query``. For the OpenAPI."""
+
+    def mark(target: F) -> F:
+        target.__upload__ = (kinds, query)  # type: ignore[attr-defined]
+        return target
+
+    return mark
+
+
 def _state(need: Need) -> Callable[[Any], Any]:
     def mark(target: Any) -> Any:
         target.__need__ = need

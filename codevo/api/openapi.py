@@ -81,6 +81,15 @@ def _operation(handler: type, method: str, need: Need, path: str) -> dict[str, A
     schema = getattr(function, "__body__", None)
     if schema is not None:
         operation["requestBody"] = {"content": {"application/json": {"schema": schema}}}
+    kinds, query = getattr(function, "__upload__", ({}, {}))
+    for kind, description in kinds.items():
+        operation.setdefault("requestBody", {"content": {}})["content"][kind] = {
+            "schema": {"type": "string", "format": "binary", "description": description}
+        }
+    for name, found in query.items():
+        operation.setdefault("parameters", []).append(
+            {"name": name, "in": "query", "required": False, "schema": found}
+        )
     operation["security"] = [{}] if need.public else [{"bearer": []}, {"session": []}]
     if need.guests:
         operation["security"].append({})

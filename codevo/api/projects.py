@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections import Counter
 from dataclasses import replace
@@ -9,10 +10,12 @@ from typing import Any
 from urllib.parse import quote
 
 from tornado.iostream import StreamClosedError
+from tornado.web import stream_request_body
 
 from codevo.api.base import ApiHandler
-from codevo.api.needs import Route, body, needs
+from codevo.api.needs import Route, body, needs, upload
 from codevo.api.problems import Problem, too_many
+from codevo.api.uploads import UploadHandler
 from codevo.api.workspaces import (
     clean_origin,
     clean_title,
@@ -21,7 +24,7 @@ from codevo.api.workspaces import (
     project_json,
     translated,
 )
-from codevo.store import ProjectSettings, Role, Visibility
+from codevo.store import Project, ProjectSettings, Role, Visibility
 
 #: Downloads of one project at a time for its members, and as many for strangers: each reads all of its log.
 MAX_EXPORTS = 4
@@ -47,8 +50,12 @@ _SETTINGS = {
 }
 
 
-class ProjectsHandler(ApiHandler):
+@stream_request_body
+class ProjectsHandler(UploadHandler):
     """``/api/projects``"""
+
+    _work: asyncio.Task[Project] | None = None
+    _gone = False
 
     @needs(user=True)
     async def get(self) -> None:
@@ -75,11 +82,33 @@ class ProjectsHandler(ApiHandler):
             },
         }
     )
+    @upload(
+        {
+            "application/zip": "a zip archive",
+            "application/zstd": "a tar archive compressed with zstd, such as an export",
+        },
+        title=_TITLE | {"description": "1 to 100 characters; only with an archive as the body"},
+    )
     async def post(self) -> None:
-        """A new project of the caller's, from a template."""
-        kind = self.request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-        if kind.startswith("multipart/") or kind in _ARCHIVES:
-            raise Problem(501, "Projects cannot be made from an archive yet.", field="archive")
+        """A new project of the caller's: from a template, or with ``title`` in the query from an archive."""
+        archive = await self.received()
+        if archive is not None:
+            self._work = asyncio.create_task(
+                self.hub.projects.import_archive(self.user.id, self._title, archive, self._kind)
+            )
+            with translated():
+                try:
+                    project = await self._work
+                except asyncio.CancelledError:
+                    if self._gone:
+                        return
+                    raise
+        else:
+            project = await self._create()
+        self.set_header("Location", f"/api/projects/{project.id}")
+        self.write_json(await one_project(self.hub, project, Role.OWNER, self.user), 201)
+
+    async def _create(self) -> Project:
         wanted = self.json_body()
         if "git_url" in wanted:
             raise Problem(501, "Projects cannot be made from a Git repository yet.", field="git_url")
@@ -87,14 +116,14 @@ class ProjectsHandler(ApiHandler):
         if "template" not in wanted:
             raise Problem(400, "template is missing.", field="template", code="invalid")
         with translated():
-            project = await self.hub.projects.create(self.user.id, title, wanted["template"])
-        self.set_header("Location", f"/api/projects/{project.id}")
-        self.write_json(await one_project(self.hub, project, Role.OWNER, self.user), 201)
+            return await self.hub.projects.create(self.user.id, title, wanted["template"])
 
-
-_ARCHIVES = frozenset(
-    {"application/zip", "application/x-zip-compressed", "application/zstd", "application/octet-stream"}
-)
+    def on_connection_close(self) -> None:
+        """Whoever goes away in the middle of an import wants no project of it."""
+        super().on_connection_close()
+        self._gone = True
+        if self._work is not None:
+            self._work.cancel()
 
 
 class ProjectHandler(ApiHandler):
@@ -222,7 +251,7 @@ class ExportHandler(ApiHandler):
 def routes() -> list[Route]:
     one = r"/api/projects/(?P<project_id>[a-z2-7]{16})"
     return [
-        (r"/api/projects", ProjectsHandler),
+        (r"/api/projects", ProjectsHandler, {"importing": Counter()}),
         (one, ProjectHandler),
         (one + "/fork", ForkHandler),
         (one + "/export", ExportHandler, {"running": Counter()}),

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from codevo.api.problems import Problem, too_many, unavailable
 from codevo.hub import Hub
+from codevo.objects.archives import Refused
 from codevo.objects.projects import NotFlushed, TooManyProjects
 from codevo.objects.templates import TemplateUnavailable, UnknownTemplate
 from codevo.servers import ServersBusy, ServerStatus, TooManyRunning
@@ -40,6 +41,9 @@ def translated() -> Iterator[None]:
         raise too_many(e.retry_after, str(e)) from e
     except (NotFlushed, SpawnError) as e:
         raise unavailable(str(e)) from e
+    except Refused as e:
+        status = 413 if e.too_large else 400
+        raise Problem(status, str(e), field="archive", code="too-large" if e.too_large else "archive") from e
     except StoreError as e:
         raise unavailable("The object store does not answer. Nothing is lost; try again shortly.") from e
 

@@ -7,11 +7,13 @@ import contextlib
 import logging
 from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from traitlets import Int
 from traitlets.config import LoggingConfigurable
 
+from codevo.objects import imports
+from codevo.objects.archives import Bounds
 from codevo.objects.config import Bucket, project_prefix
 from codevo.objects.templates import (
     PACKAGED,
@@ -35,6 +37,8 @@ log = logging.getLogger(__name__)
 
 #: Seconds that a running project has to commit what it holds before it is copied.
 FLUSH_TIMEOUT = 25.0
+#: What stands for the template of a project that was made from an archive.
+IMPORTED = "imported"
 
 
 class TooManyProjects(Exception):
@@ -53,6 +57,15 @@ class ProjectManager(LoggingConfigurable):
     """
 
     max_projects = Int(100, min=1, help="How many projects one person may own.").tag(config=True)
+    max_import = Int(
+        512 * 2**20, min=2**10, help="Bytes of the largest archive that projects are made from."
+    ).tag(config=True)
+    max_import_unpacked = Int(
+        2 * 2**30, min=2**10, help="Bytes that such an archive may unpack to; a workspace holds 2 GiB."
+    ).tag(config=True)
+    max_import_members = Int(100_000, min=1, help="How many files and folders such an archive may hold.").tag(
+        config=True
+    )
 
     def __init__(
         self,
@@ -96,7 +109,7 @@ class ProjectManager(LoggingConfigurable):
     async def create(self, owner: str, title: str, template: str) -> Project:
         """A new project of ``owner``'s. Raises as `template` does, `TooManyProjects`, `StoreError`."""
         found = self.template(template)
-        await self._within_quota(owner)
+        await self.check_quota(owner)
         project = Project(id=new_id(), title=title, template=found.name)
         await self._publish(found)
         try:
@@ -108,12 +121,38 @@ class ProjectManager(LoggingConfigurable):
         await self._record(project, owner)
         return project
 
+    async def import_archive(self, owner: str, title: str, archive: IO[bytes], kind: str) -> Project:
+        """A new project of ``owner``'s with the files of an archive; ``kind`` as in `archives.convert`.
+
+        Raises `Refused`, `TooManyProjects`, `StoreError`; nothing is left behind then.
+        """
+        await self.check_quota(owner)
+        project = Project(id=new_id(), title=title, template=IMPORTED)
+        prefix = project_prefix(project.id)
+        try:
+            counts = await imports.write_snapshot(
+                self._bucket.store,
+                prefix,
+                archive,
+                kind,
+                Bounds(self.max_import_unpacked, self.max_import_members),
+            )
+            await self.check_quota(owner)  # uploads take long: others may have come to an end meanwhile
+        except BaseException:
+            with contextlib.suppress(StoreError):
+                await journal.delete_prefix(self._bucket.store, prefix)
+            raise
+        # whole or not at all, also when the person goes away now
+        await asyncio.shield(self._record(project, owner))
+        log.info("project %s was imported: %s", project.id, counts)
+        return project
+
     async def fork(self, owner: str, source: Project, title: str) -> Project:
         """A copy of ``source`` as it is now, private to ``owner``.
 
         Raises `TooManyProjects`, `NotFlushed`, `StoreError`.
         """
-        await self._within_quota(owner)
+        await self.check_quota(owner)
         await self._flush(source.id)
         project = Project(id=new_id(), title=title, template=source.template)
         target = project_prefix(project.id)
@@ -149,7 +188,8 @@ class ProjectManager(LoggingConfigurable):
         except StoreError as e:
             log.warning("objects of the deleted project %s are left in the bucket: %s", project, e)
 
-    async def _within_quota(self, owner: str) -> None:
+    async def check_quota(self, owner: str) -> None:
+        """Raises `TooManyProjects` when ``owner`` cannot have another."""
         if await self._store.members.count_owned(owner) >= self.max_projects:
             raise TooManyProjects(
                 f"You have {self.max_projects} projects, which is as many as one person may own here. "

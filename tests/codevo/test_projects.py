@@ -83,8 +83,6 @@ async def test_what_is_not_there_yet_says_so(hub: TestHub) -> None:
     ann = await hub.person("ann")
     git = await ann("POST", "/api/projects", {"title": "x", "git_url": "https://h/r.git"}, expect=501)
     assert git.json["field"] == "git_url"
-    zipped = await ann("POST", "/api/projects", b"PK", expect=501, Content_Type="application/zip")
-    assert zipped.json["field"] == "archive"
 
 
 async def test_emoji_and_equal_titles_are_fine(hub: TestHub) -> None:
