@@ -1,5 +1,5 @@
 import { call, list } from './client';
-import type { Config, Invite, InviteInfo, Member, Project, Role, Server, Template, Token, User } from './types';
+import type { Checkpoint, Config, Invite, InviteInfo, Member, Project, Restored, Role, Server, Template, Token, User } from './types';
 
 const enc = encodeURIComponent;
 
@@ -44,6 +44,15 @@ export const makeInvite = (id: string, role: Role, expires_in: number): Promise<
   call('POST', `/api/projects/${enc(id)}/invites`, { role, expires_in });
 export const invite = (code: string): Promise<InviteInfo> => call('GET', `/api/invites/${enc(code)}`);
 export const acceptInvite = (code: string): Promise<Project> => call('POST', `/api/invites/${enc(code)}`, {});
+
+export const checkpoints = async (id: string): Promise<Checkpoint[]> =>
+  list(await call('GET', `/api/projects/${enc(id)}/checkpoints`), 'checkpoints');
+export const makeCheckpoint = (id: string, name: string): Promise<Checkpoint> =>
+  call('POST', `/api/projects/${enc(id)}/checkpoints`, { name });
+export const restoreCheckpoint = (id: string, seq: number): Promise<Restored> =>
+  call('POST', `/api/projects/${enc(id)}/checkpoints/${seq}/restore`, {});
+export const deleteCheckpoint = (id: string, seq: number): Promise<void> =>
+  call('DELETE', `/api/projects/${enc(id)}/checkpoints/${seq}`);
 
 export interface Page<T> {
   rows: T[];

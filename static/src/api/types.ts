@@ -111,3 +111,34 @@ export interface FileChange {
   kind: 'created' | 'modified' | 'deleted' | 'moved';
   to?: string;
 }
+
+/** One version of a file: it ends with the journal's record `seq`. Nobody in `people`: a program changed it. */
+export interface Version {
+  seq: number;
+  time: string;
+  people: string[];
+  kind: 'changed' | 'deleted';
+  size: number | null;
+  checkpoint: string | null;
+}
+
+export interface VersionPage {
+  versions: Version[];
+  more: boolean;
+}
+
+/** A state of the whole project that is kept: by name, or automatically. */
+export interface Checkpoint {
+  name: string;
+  seq: number;
+  time: string;
+  by?: string | null;
+  auto?: boolean;
+}
+
+export interface Restored {
+  restored: number;
+  deleted: number;
+  /** The state before it, as a checkpoint. */
+  checkpoint: Checkpoint | null;
+}

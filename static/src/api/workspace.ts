@@ -1,6 +1,6 @@
 import { encodePath } from '../lib/paths';
 import { call, list, send } from './client';
-import type { Entry } from './types';
+import type { Entry, VersionPage } from './types';
 
 export interface TerminalModel {
   name: string;
@@ -68,6 +68,21 @@ export class WorkspaceApi {
 
   remove(path: string): Promise<void> {
     return call('DELETE', this.contents(path));
+  }
+
+  /** The versions of a file, newest first; those older than the record `before`. */
+  history(path: string, before: number | null = null, signal?: AbortSignal): Promise<VersionPage> {
+    const query = new URLSearchParams({ limit: '50', ...(before === null ? {} : { before: String(before) }) });
+    return call('GET', `${this.base}/api/history/${encodePath(path)}?${query}`, undefined, signal);
+  }
+
+  versionUrl(path: string, seq: number): string {
+    return `${this.base}/api/history/${encodePath(path)}?seq=${seq}`;
+  }
+
+  /** A file's bytes as they were after the record `seq`. */
+  async version(path: string, seq: number, signal?: AbortSignal): Promise<Blob> {
+    return (await send('GET', this.versionUrl(path, seq), undefined, signal)).blob();
   }
 
   async terminals(): Promise<TerminalModel[]> {

@@ -87,6 +87,7 @@ export async function remove(workspace: Workspace, entry: Entry): Promise<void> 
     await workspace.api.remove(entry.path);
     for (const tab of workspace.layout.tabs) if (isInside(tab, entry.path)) workspace.close(tab);
     await workspace.files.load(dirname(entry.path));
+    if (!folder) toasts.say(`“${shown(entry.name)}” is deleted.`, 'info', { title: 'History', act: () => workspace.showHistory(entry.path) });
   } catch (e) {
     toasts.say(words(e), 'bad');
   }

@@ -49,6 +49,10 @@ export class OpenDoc {
   connected = $state(false);
   /** Text that was here when the server turned out to hold another history. */
   stash = $state<string | null>(null);
+  /** Its history is shown in the place of its text. */
+  history = $state(false);
+  /** The version of it that was last looked at. */
+  version: number | null = null;
   /** The last text seen, for 'restore as new' after a deletion. */
   lastText = '';
   #version = $state(0);

@@ -88,6 +88,12 @@ export class Workspace {
     void this.files.reveal(path);
   }
 
+  /** Show the history of a file, of one that is gone as well. */
+  showHistory(path: string): void {
+    this.open(path);
+    this.doc(path).history = true;
+  }
+
   close(path: string): void {
     this.layout.close(path);
     this.docs.get(path)?.destroy();
