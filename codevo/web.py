@@ -10,6 +10,7 @@ from tornado.web import Application
 
 from codevo.api import (
     admin,
+    checkpoints,
     config,
     health,
     invites,
@@ -45,6 +46,7 @@ def all_routes() -> list[Route]:
         tokens,
         templates,
         projects,
+        checkpoints,
         members,
         invites,
         servers,

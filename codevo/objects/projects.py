@@ -14,6 +14,7 @@ from traitlets.config import LoggingConfigurable
 
 from codevo.objects import imports
 from codevo.objects.archives import Bounds
+from codevo.objects.checkpoints import Checkpoints
 from codevo.objects.config import Bucket, project_prefix
 from codevo.objects.templates import (
     PACKAGED,
@@ -83,6 +84,7 @@ class ProjectManager(LoggingConfigurable):
         self._bucket = bucket
         self._servers = servers
         self._pods = pods
+        self.checkpoints = Checkpoints(bucket, servers, pods)
         self._tools = tools or Tools()
         self._folder = template_folder
         self._templates: dict[str, Template] = {}

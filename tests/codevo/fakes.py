@@ -108,6 +108,10 @@ class FakePods:
         self.health: dict[str, Any] = {"runner": {"state": "ready"}, "worker": {"state": "ready"}}
         self.activity: dict[str, Any] = {"runner": {}, "worker": {}}
         self.flush: Any = {"pending": False}
+        #: answers of the worker's calls about checkpoints, and what it was told
+        self.checkpoint: Any = None
+        self.restore: Any = None
+        self.told: list[Any] = []
         self.calls: list[tuple[str, str, str, str]] = []
         self.ended: list[tuple[str, str]] = []
         self.on_project_changed: list[Any] = []
@@ -119,9 +123,11 @@ class FakePods:
         self, project: str, container: str, method: str, path: str, *, json: Any = None, timeout: float = 10.0
     ) -> Any:
         self.calls.append((project, container, method, path))
+        self.told.append(json)
         await asyncio.sleep(0)
         what = path.removeprefix("/_codevo/").partition("?")[0]
-        answer = self.flush if what == "flush" else getattr(self, what)[container]
+        whole = what in ("flush", "checkpoint", "restore")
+        answer = getattr(self, what) if whole else getattr(self, what)[container]
         if isinstance(answer, BaseException):
             raise answer
         return answer

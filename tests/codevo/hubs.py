@@ -16,7 +16,7 @@ from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 from tornado.web import Application
 
-from codevo.api import invites, members, projects, servers, templates
+from codevo.api import checkpoints, invites, members, projects, servers, templates
 from codevo.api.needs import check_routes
 from codevo.auth.accounts import Accounts
 from codevo.auth.passwords import Passwords
@@ -166,7 +166,9 @@ async def open_hub(
             **{k: v for k, v in traits.items() if k not in server_traits},
         )
         await hub.projects.open()
-        routes = [r for m in (projects, servers, members, invites, templates) for r in m.routes()]
+        routes = [
+            r for m in (projects, checkpoints, servers, members, invites, templates) for r in m.routes()
+        ]
         check_routes(routes)
         server = HTTPServer(Application(routes, hub=hub))
         server.add_sockets(sockets)
