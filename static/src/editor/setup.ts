@@ -102,7 +102,8 @@ const look = EditorView.theme({
   '.cm-collapsedLines:before, .cm-collapsedLines:after': { content: '"⋯"', margin: '0 6px' },
   '&.cm-merge-a .cm-changedLine': { backgroundColor: 'var(--warn-soft)' },
   '&.cm-merge-b .cm-changedLine': { backgroundColor: 'var(--good-soft)' },
-  '&.cm-merge-a .cm-changedText, &.cm-merge-b .cm-changedText': {
+  '& .cm-deletedChunk': { backgroundColor: 'var(--warn-soft)' },
+  '&.cm-merge-a .cm-changedText, &.cm-merge-b .cm-changedText, & .cm-deletedChunk .cm-deletedText': {
     background: 'color-mix(in srgb, var(--accent) 22%, transparent)',
     borderRadius: '2px',
   },

@@ -16,7 +16,7 @@ export function restoreLive(workspace: Workspace, path: string, text: string, wh
   toasts.say(`“${shown(basename(path))}” is as it was ${when}.`, 'info', {
     title: 'Undo',
     act: () => {
-      if (!undo()) toasts.say('It was edited since. Take single steps back with Ctrl+Z, or choose another version of its history.');
+      if (!undo()) toasts.say('It was edited since, or taken back already. Take single steps back with Ctrl+Z, or choose another version of its history.');
     },
   });
 }
