@@ -3,6 +3,8 @@
 ``python -m tests.bench [--only NAME …] [--rounds N] [--peers]``. Times are wall clock, as a person's page
 would see them; p50 over the rounds, with minimum and maximum. ``--peers`` measures JupyterHub with its local
 spawner in the same run and prints the ratio (installs it into a cache of its own on the first time).
+
+``python -m tests.bench collab --help``: rooms, histories and restores beside those of others.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from tests.bench import jupyterhub, page
+from tests.bench.collab import cli as collab
 from tests.harness import Client, HubProcess, processes
 from tests.system.kit import editing
 
@@ -183,4 +186,6 @@ async def main() -> int:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["collab"]:
+        sys.exit(asyncio.run(collab.main(sys.argv[2:])))
     sys.exit(asyncio.run(main()))
