@@ -14,7 +14,7 @@ export type Content =
 const MAX_TEXT = 4 * 1024 * 1024;
 const MAX_KEPT = 20;
 /** While people type a commit comes every second or two. */
-const PAUSE = 3000;
+const PAUSE = 5000;
 
 /** The timeline of one file, and the version that is looked at. */
 export class FileHistory {

@@ -94,6 +94,15 @@ export class Workspace {
     this.doc(path).history = true;
   }
 
+  /** Back from the history of a file to the file. */
+  closeHistory(path: string): void {
+    const doc = this.docs.get(path);
+    if (!doc?.history) return;
+    doc.history = false;
+    doc.version = null;
+    this.focusAsked += 1;
+  }
+
   close(path: string): void {
     this.layout.close(path);
     this.docs.get(path)?.destroy();
