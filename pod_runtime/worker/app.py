@@ -24,6 +24,7 @@ from pod_runtime.worker.collab_handlers import CollabHandler, PresenceHandler
 from pod_runtime.worker.contents import Checkpoints
 from pod_runtime.worker.documents import LiveDocuments
 from pod_runtime.worker.events import Event, Events
+from pod_runtime.worker.history_handlers import HistoryHandler, KeepHandler, RestoreHandler
 from pod_runtime.worker.ports import DurabilityStatus, Persistence
 from pod_runtime.worker.room import PresenceRoom
 from pod_runtime.worker.safefs import Root
@@ -223,6 +224,9 @@ class Worker:
             (r"/_codevo/health", handlers.HealthHandler),
             (r"/_codevo/activity", handlers.ActivityHandler),
             (r"/_codevo/flush", handlers.FlushHandler),
+            (r"/api/history/(.*)", HistoryHandler),
+            (r"/_codevo/checkpoint", KeepHandler),
+            (r"/_codevo/restore", RestoreHandler),
             *common_routes(),
         ]
         settings: dict[str, Any] = {

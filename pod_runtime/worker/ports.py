@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -59,6 +61,16 @@ class Documents(Protocol):
 
     def open_paths(self) -> set[str]:
         """Paths of the open documents: their text goes into the log from captures only, never from disk."""
+
+    async def saved(self, path: str) -> None:
+        """Write the open documents at and beneath ``path``."""
+
+    def removing(self, path: str) -> AbstractAsyncContextManager[None]:
+        """While somebody replaces or deletes ``path``: its document writes nothing there, and is closed
+        afterwards when the file is gone."""
+
+    async def outside(self, paths: Iterable[str]) -> None:
+        """These files changed on disk, or vanished: open documents take that in."""
 
     def import_history(self, path: str, history: bytes, epoch: int, text_sha256: str) -> None:
         """Take a history from the log into /state, before serving starts."""

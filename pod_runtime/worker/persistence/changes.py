@@ -52,6 +52,18 @@ class Prepared:
     versions: dict[str, int] = field(default_factory=dict)
     files: int = 0
     people: Taken = field(default_factory=lambda: Taken({}))
+    #: the paths in ``workspace/`` that the body holds
+    written: set[str] = field(default_factory=set)
+
+    @property
+    def large(self) -> bool:
+        """Whether the body is a file in /state."""
+        return isinstance(self.commit.body, Path)
+
+    def discard(self) -> None:
+        """Remove that file."""
+        if isinstance(self.commit.body, Path):
+            self.commit.body.unlink(missing_ok=True)
 
 
 class _Spool:
@@ -141,9 +153,12 @@ class Changes:
         changed, count = self._changed()
         commit = Commit(body, tuple(self._deleted), self._docs, changed, count)
         empty = not self._members and not self._deleted
-        if empty and isinstance(body, Path):
-            body.unlink(missing_ok=True)
-        return Prepared(commit, self._delta, empty, self._versions, self._members, self._people)
+        prepared = Prepared(
+            commit, self._delta, empty, self._versions, self._members, self._people, self._written
+        )
+        if empty:
+            prepared.discard()
+        return prepared
 
     def _changed(self) -> tuple[dict[str, tuple[str, ...]], int]:
         """What ``changed`` of the record says; when there is too much, what people did goes first."""

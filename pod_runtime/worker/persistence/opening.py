@@ -8,7 +8,6 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 
 from pod_runtime.journal import reader
@@ -17,21 +16,16 @@ from pod_runtime.journal.reader import Log, journal_key
 from pod_runtime.journal.store import NotFound
 from pod_runtime.journal.writer import Fenced, LogWriter, Moved
 from pod_runtime.worker import safefs
+from pod_runtime.worker.persistence.aside import PREFIX, SetAside, aside_folder
 from pod_runtime.worker.persistence.changes import Changes, Notice
 from pod_runtime.worker.persistence.ignore import MAX_TOML, Ignore, patterns_of
 from pod_runtime.worker.persistence.manifest import HELD_FULL, UNKNOWN, Delta, Entry, Manifest
-from pod_runtime.worker.persistence.restore import Restorer, SetAside
+from pod_runtime.worker.persistence.restore import Restorer
 from pod_runtime.worker.ports import Documents
 
 log = logging.getLogger(__name__)
 
 Progress = Callable[[int, str], None]
-ASIDE = ".codevo"
-
-
-def aside_folder() -> str:
-    """Where unsaved work is set aside now."""
-    return f"{ASIDE}/set-aside-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
 
 
 class Opener:
@@ -233,15 +227,14 @@ class Opener:
             max_workspace=2**62,
             notice=lambda level, message: None,
         ).build((), set(self._manifest.docs), None)
-        if isinstance(prepared.commit.body, Path):
-            prepared.commit.body.unlink(missing_ok=True)
+        prepared.discard()
         old = self._manifest.entries
         return {
             path
             for path, entry in prepared.delta.entries.items()
             if entry is not None
             and entry.kind is not Kind.DIRECTORY
-            and not path.startswith(f"{ASIDE}/set-aside-")
+            and not path.startswith(PREFIX)
             and (path not in old or (old[path].kind, old[path].digest) != (entry.kind, entry.digest))
         }
 
@@ -281,4 +274,4 @@ class _Names:
         pass
 
 
-__all__ = ["Fenced", "Opener", "Progress", "aside_folder"]
+__all__ = ["Fenced", "Opener", "Progress"]

@@ -15,18 +15,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pod_runtime.journal import reader
-from pod_runtime.journal import writer as journal
 from pod_runtime.journal.format import now
 from pod_runtime.journal.store import ObjectStore, StoreError
 from pod_runtime.journal.writer import Fenced, LogWriter, Moved
 from pod_runtime.protocol.config import WorkerConfig
 from pod_runtime.worker import safefs
-from pod_runtime.worker.persistence.changes import MAX_FILE, Changes, Notice, Prepared, Stopped
+from pod_runtime.worker.persistence.aside import SetAside, aside_folder, set_unsaved_aside
+from pod_runtime.worker.persistence.changes import Changes, Notice, Prepared, Stopped
 from pod_runtime.worker.persistence.ignore import MAX_TOML, Ignore, patterns_of
+from pod_runtime.worker.persistence.maintenance import Maintenance
 from pod_runtime.worker.persistence.manifest import UNKNOWN, Delta, Manifest
-from pod_runtime.worker.persistence.opening import Opener, Progress, aside_folder
-from pod_runtime.worker.persistence.restore import SetAside
-from pod_runtime.worker.ports import DocumentCapture, Documents, DurabilityStatus
+from pod_runtime.worker.persistence.notices import Notices
+from pod_runtime.worker.persistence.opening import Opener, Progress
+from pod_runtime.worker.persistence.past import Parts, Past
+from pod_runtime.worker.persistence.timeline import Timeline
+from pod_runtime.worker.ports import Documents, DurabilityStatus
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +44,6 @@ MAX_BACKOFF = 30.0
 FLUSH_ATTEMPTS = 3
 #: A store that hangs times out only after minutes; people are told after so many seconds.
 SLOW_COMMIT = 10.0
-#: Commits between two looks at whether a snapshot is due.
-SNAPSHOT_CHECK = 50
 
 
 class Persister:
@@ -63,7 +64,8 @@ class Persister:
     ) -> None:
         self._config, self._root, self._documents = config, root, documents
         self._given = store
-        self._notice_out = notice or (lambda level, message: None)
+        self._notices = Notices(notice or (lambda level, message: None))
+        self._notice = self._notices.once
         self._stack = contextlib.AsyncExitStack()
         self._spool = Path(config.state) / "persistence"
         self._lock = asyncio.Lock()
@@ -72,7 +74,6 @@ class Persister:
         self._stopping = False
         self._subscribers: list[Callable[[DurabilityStatus], None]] = []
         self._told: DurabilityStatus | None = None
-        self._noticed: set[str] = set()
         # changes are counted, never flagged: one made during an upload belongs to the next commit
         self._version = self._durable = 0
         self._paths: set[str] = set()
@@ -84,8 +85,9 @@ class Persister:
         self._last_commit: str | None = None
         self._ignore = Ignore()
         self._next_scan = 0.0
-        self._commits = 0
-        self._maintenance: asyncio.Task[None] | None = None
+        self._maintenance: Maintenance | None = None
+        self.timeline: Timeline | None = None
+        self.past: Past | None = None
         self.fenced = asyncio.Event()
         self._manifest: Manifest | None = None
         self._writer: LogWriter | None = None
@@ -141,9 +143,35 @@ class Persister:
                 progress(0, "Waiting for the object store")
                 log.warning("cannot open the log: %s", e)
                 await asyncio.sleep(_backoff(failures))
+        self.timeline = await asyncio.to_thread(Timeline, store, self._spool / "index.db")
+        self._stack.callback(self.timeline.close)
+        # the first record of a log is the `open` of its first worker
+        started = self._writer.last if self._writer.last > 1 else None
+        self._maintenance = Maintenance(self._writer, self.timeline, started)
+        self.past = self._past(self._manifest, self._writer, self.timeline, self._maintenance)
         self._version = int(self._manifest.info.get("version", "0")) + 1
         self._durable = self._version - 1  # the first look decides
         self._last_commit = now()
+
+    def _past(
+        self, manifest: Manifest, writer: LogWriter, timeline: Timeline, maintenance: Maintenance
+    ) -> Past:
+        return Past(
+            Parts(
+                self._root,
+                self._documents,
+                manifest,
+                writer,
+                timeline,
+                maintenance,
+                self._notices,
+                self._spool,
+                self.flush,
+                self.touched,
+                lambda: self._ignore,
+                self._config.max_document,
+            )
+        )
 
     def _prepare_state(self) -> None:
         self._spool.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -172,17 +200,20 @@ class Persister:
             await self._stack.aclose()
             return
         try:
+            if self.past is not None:
+                await self.past.close()
             if not self.fenced.is_set():
                 await self.flush()
         finally:
             self._stopping = True
-            for task in (self._task, self._maintenance):
-                if task is not None:
-                    task.cancel()
-                    with contextlib.suppress(asyncio.CancelledError):
-                        await task
+            if self._task is not None:
+                self._task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await self._task
+            if self._maintenance is not None:
+                await self._maintenance.close()
             if self._in_flight is not None:
-                _discard(self._in_flight[0])
+                self._in_flight[0].discard()
             async with self._lock:
                 await self._stack.aclose()
                 self._manifest = None
@@ -322,7 +353,7 @@ class Persister:
             captures = self._documents.capture({p: v for p, v in self._since.items() if p not in fresh})
             if everything or "codevo.toml" in paths:
                 before = self._ignore.patterns
-                await asyncio.to_thread(self._read_ignore, self._notice_later())
+                await asyncio.to_thread(self._read_ignore, self._notices.from_threads())
                 everything = everything or before != self._ignore.patterns
             changes = Changes(
                 self._root,
@@ -331,7 +362,7 @@ class Persister:
                 spool=self._spool,
                 live=live,
                 max_workspace=self._config.max_workspace,
-                notice=self._notice_later(),
+                notice=self._notices.from_threads(),
                 stopped=lambda: self._stopping,
                 people=people,
             )
@@ -382,24 +413,12 @@ class Persister:
         except sqlite3.Error as e:
             log.warning("the manifest cannot be written: %s", e)  # the next start asks the log instead
         finally:
-            _discard(prepared)
+            prepared.discard()
         self._tell()
-        self._commits += 1
-        large = isinstance(prepared.commit.body, Path)
-        if (large or self._commits % SNAPSHOT_CHECK == 1) and self._maintenance is None:
-            self._maintenance = asyncio.create_task(self._maintain(), name="snapshots")
-
-    async def _maintain(self) -> None:
-        assert self._writer is not None
-        try:
-            if await self._writer.snapshot_due():
-                seq = await self._writer.snapshot()
-                log.info("snapshot %d", seq)
-            await journal.compact(self._writer.store)
-        except StoreError as e:
-            log.warning("no snapshot: %s", e)
-        finally:
-            self._maintenance = None
+        assert self.timeline is not None
+        assert self._maintenance is not None
+        await self.timeline.committed(seq, prepared)
+        self._maintenance.committed(large=prepared.large)
 
     async def _yield_to(self, seq: int) -> None:
         """An older generation slipped a record in: what it changed is looked at and committed again."""
@@ -412,50 +431,39 @@ class Persister:
         entries = {path: UNKNOWN for path in paths if path not in known or not known[path].held}
         await asyncio.to_thread(self._manifest.apply, Delta(dict(entries)), {"seq": seq, "generation": ""})
         if self._in_flight is not None:
-            _discard(self._in_flight[0])
+            self._in_flight[0].discard()
             self._documents.authors.give_back(self._in_flight[0].people)
             self._in_flight = None
         self._since.clear()
         self._everything = True
+        if self.timeline is not None:
+            self.timeline.listing_changed()
 
     async def _fence(self, generation: int) -> None:
         assert self._manifest is not None
         words = "This workspace was started again elsewhere; this one has stopped saving"
         log.error("fenced by generation %d", generation)
         if self._in_flight is not None:
-            _discard(self._in_flight[0])
+            self._in_flight[0].discard()
         aside = SetAside(self._root, aside_folder())
         captures, live = self._documents.capture(self._since), self._documents.open_paths()
         with contextlib.suppress(OSError):
-            await asyncio.to_thread(self._set_aside, aside, captures, live)
+            await asyncio.to_thread(
+                set_unsaved_aside,
+                aside,
+                self._root,
+                self._manifest,
+                self._ignore,
+                self._spool,
+                captures,
+                live,
+            )
         self._in_flight = None
         if aside.count:
             words += f"; unsaved work is in {aside.folder}"
         self._notice("error", words)
         self._failed(words)
         self.fenced.set()
-
-    def _set_aside(self, aside: SetAside, captures: list[DocumentCapture], live: set[str]) -> None:
-        assert self._manifest is not None
-        prepared = Changes(
-            self._root,
-            self._manifest,
-            self._ignore,
-            spool=self._spool,
-            live=live,
-            max_workspace=2**62,
-            notice=lambda level, message: None,
-        ).build(captures, set(self._manifest.docs), None)
-        _discard(prepared)
-        texts = {c.path: c.text for c in captures if c.path in live}
-        for path, entry in prepared.delta.entries.items():
-            if entry is None or entry.kind != "file" or path.startswith(".codevo/set-aside-"):
-                continue
-            with contextlib.suppress(OSError, safefs.InvalidPath):
-                if path in texts:
-                    aside.write(path, texts[path])
-                else:
-                    aside.copy(path, MAX_FILE)
 
     # -- telling
 
@@ -470,29 +478,6 @@ class Persister:
         self._told = status
         for callback in list(self._subscribers):
             callback(status)
-
-    def _notice(self, level: str, message: str) -> None:
-        """Say it once; the set of what was said is bounded."""
-        if message in self._noticed:
-            return
-        if len(self._noticed) > 1000:
-            self._noticed.clear()
-        self._noticed.add(message)
-        self._notice_out(level, message)
-
-    def _notice_later(self) -> Notice:
-        """For threads."""
-        loop = asyncio.get_running_loop()
-
-        def later(level: str, message: str) -> None:
-            loop.call_soon_threadsafe(self._notice, level, message)
-
-        return later
-
-
-def _discard(prepared: Prepared) -> None:
-    if isinstance(prepared.commit.body, Path):
-        prepared.commit.body.unlink(missing_ok=True)
 
 
 def _backoff(failures: int) -> float:

@@ -11,6 +11,7 @@ from stat import S_IMODE
 
 from pod_runtime.journal.format import Area, DocMeta, Kind, Member, Meta
 from pod_runtime.worker import safefs
+from pod_runtime.worker.persistence.aside import SetAside
 from pod_runtime.worker.persistence.manifest import HELD, HELD_FULL, Delta, Doc, Entry
 
 MAX_HISTORY = 64 * 2**20
@@ -21,38 +22,6 @@ class RestoredHistory:
     path: str
     data: bytes
     doc: DocMeta
-
-
-class SetAside:
-    """A visible folder in the workspace for work that lost against the log. Made when first needed."""
-
-    def __init__(self, root: safefs.Root, folder: str) -> None:
-        self._root = root
-        self.folder = folder
-        self.count = 0
-
-    def _place(self, path: str) -> str:
-        target = safefs.join(self.folder, path)
-        number = 1
-        while self._root.exists(target):
-            number += 1
-            target = safefs.join(self.folder, f"{path}~{number}")
-        self._root.mkdir(target.rpartition("/")[0], parents=True, exist_ok=True)
-        self.count += 1
-        return target
-
-    def move(self, path: str) -> None:
-        """Take the file or link at ``path`` away to here."""
-        self._root.rename(path, self._place(path))
-
-    def copy(self, path: str, limit: int) -> None:
-        """Leave ``path`` where it is and put a copy here."""
-        data = self._root.read_bytes(path, limit)
-        self._root.write_atomic(self._place(path), data, sync=False)
-
-    def write(self, path: str, data: bytes) -> None:
-        """Text that is not on disk."""
-        self._root.write_atomic(self._place(path), data, sync=False)
 
 
 @dataclass(slots=True)

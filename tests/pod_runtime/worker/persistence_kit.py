@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
 from pod_runtime.journal.memory import MemoryStore
@@ -45,6 +47,16 @@ class FakeDocuments:
 
     def open_paths(self) -> set[str]:
         return set(self.open)
+
+    async def saved(self, path: str) -> None:
+        pass
+
+    @contextlib.asynccontextmanager
+    async def removing(self, path: str) -> AsyncIterator[None]:
+        yield
+
+    async def outside(self, paths: Iterable[str]) -> None:
+        pass
 
     def import_history(self, path: str, history: bytes, epoch: int, text_sha256: str) -> None:
         assert history.startswith(b"history of ")
@@ -95,9 +107,12 @@ class Machine:
 
 def crash(worker: Persister) -> None:
     """End a worker as kill -9 would: nothing is flushed, its lock and files are let go."""
-    for task in (worker._task, worker._maintenance):
+    maintenance = worker._maintenance.task if worker._maintenance is not None else None
+    for task in (worker._task, maintenance):
         if task is not None:
             task.cancel()
+    if worker.timeline is not None:
+        worker.timeline.close()
     if worker._manifest is not None:
         worker._manifest.close()
         worker._manifest = None

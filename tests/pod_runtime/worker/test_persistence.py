@@ -623,8 +623,8 @@ def test_crashes_at_every_step_lose_nothing(seed: int) -> None:
                 pass
             finally:
                 crash(worker)
-                if worker._maintenance is not None:
-                    await asyncio.gather(worker._maintenance, return_exceptions=True)
+                if worker._maintenance is not None and worker._maintenance.task is not None:
+                    await asyncio.gather(worker._maintenance.task, return_exceptions=True)
         fatal = -1
         while True:
             with contextlib.suppress(StoreError):
