@@ -23,6 +23,7 @@ usage: codevo [serve] [--ip IP] [--port PORT] [--data-dir DIR] [--config FILE] [
        codevo token NAME [--note TEXT] [--expires-in SECONDS]
        codevo templates list
        codevo project export ID FILE.tar.zst
+       codevo gc [--dry-run]
        codevo doctor
 
 The commands take --data-dir and --config too. codevo --help-all lists every setting of the hub.
@@ -36,7 +37,7 @@ class CommandError(Exception):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; give its exit code: 0 done, 1 failed, 2 wrongly called."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments and arguments[0] in ("user", "token", "templates", "project", "doctor"):
+    if arguments and arguments[0] in ("user", "token", "templates", "project", "gc", "doctor"):
         return _command(arguments)
     if arguments[:1] == ["serve"]:
         arguments = arguments[1:]
@@ -103,6 +104,13 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("id")
     export.add_argument("file", help="a new file, FILE.tar.zst")
     export.set_defaults(run=_export)
+
+    gc = nouns.add_parser("gc", parents=[common], help="delete the objects that nothing reaches")
+    gc.add_argument("--dry-run", action="store_true", help="only say what would be deleted")
+    gc.add_argument(
+        "--force", action="store_true", help="also when the database knows fewer than half of the projects"
+    )
+    gc.set_defaults(run=_gc)
 
     nouns.add_parser(
         "doctor", parents=[common], help="what is installed, and how to get what is missing"
@@ -310,6 +318,39 @@ def _export(asked: argparse.Namespace) -> int:
         return 0
 
     return _offline(asked, work, s3=True)
+
+
+def _gc(asked: argparse.Namespace) -> int:
+    async def work(app: Codevo, store: Store, bucket: Bucket | None) -> int:
+        from codevo.objects.gc import Collector, Finding, Suspicious, words
+        from codevo.objects.templates import load_templates
+        from pod_runtime.journal.store import StoreError
+
+        assert bucket is not None
+
+        def tell(found: Finding) -> None:
+            if found.problem:
+                print(f"codevo: {found.what}: {found.why}", file=sys.stderr)
+            else:
+                print(f"{found.what}: {found.why}: {_objects(found.objects)}, {words(found.bytes)}")
+
+        current = [t.snapshot for t in await load_templates()]
+        collector = Collector(
+            store, bucket.inventory, current, tell=tell, dry_run=asked.dry_run, force=asked.force
+        )
+        try:
+            totals = await collector.run()
+        except (StoreError, Suspicious) as e:
+            raise CommandError(str(e)) from e
+        done = "Would delete" if asked.dry_run else "Deleted"
+        print(f"{done} {_objects(totals.objects)}, {words(totals.bytes)}.")
+        return 1 if totals.problems else 0
+
+    return _offline(asked, work, s3=True)
+
+
+def _objects(n: int) -> str:
+    return "1 object" if n == 1 else f"{n} objects"
 
 
 if __name__ == "__main__":

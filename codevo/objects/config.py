@@ -10,7 +10,7 @@ from typing import Any, Self
 from traitlets import TraitError, Unicode, validate
 from traitlets.config import LoggingConfigurable
 
-from pod_runtime.journal.s3 import S3Store
+from codevo.objects.inventory import Inventory
 from pod_runtime.journal.store import NotFound, StoreError
 from pod_runtime.journal.store import ObjectStore as Objects
 from pod_runtime.protocol.config import StoreConfig
@@ -63,11 +63,11 @@ class Bucket:
     def __init__(self, objects: ObjectStore) -> None:
         self._objects = objects
         self._stack = contextlib.AsyncExitStack()
-        self._store: S3Store | None = None
+        self._store: Inventory | None = None
 
     async def __aenter__(self) -> Self:
         async with contextlib.AsyncExitStack() as stack:
-            self._store = await stack.enter_async_context(S3Store(self._objects.store_config("")))
+            self._store = await stack.enter_async_context(Inventory(self._objects.store_config("")))
             try:
                 await self.check()
             except NotFound:
@@ -84,6 +84,11 @@ class Bucket:
     @property
     def store(self) -> Objects:
         """The bucket from its root."""
+        return self.inventory
+
+    @property
+    def inventory(self) -> Inventory:
+        """`store` with what housekeeping needs beside."""
         if self._store is None:
             raise StoreError("The object store is not open.")
         return self._store

@@ -101,7 +101,11 @@ async def test_people_and_tokens_without_and_beside_a_running_hub(tmp_path: Path
         missing = await run("project", "export", "aaaaaaaaaaaaaaaa", str(tmp_path / "x.tar.zst"))
         assert missing.returncode == 1 and "no project" in missing.stderr
         assert not list(tmp_path.glob("x.tar.zst*"))
+        swept = await run("gc", "--dry-run")
+        assert swept.returncode == 0 and swept.stdout == "Would delete 0 objects, 0 bytes.\n", swept.stderr
     finally:
         hub.send_signal(signal.SIGTERM)
         assert await asyncio.to_thread(hub.wait, 60) == 0
         hub.stdout.close()  # type: ignore[union-attr]
+    swept = await run("gc")  # with the embedded services that it starts itself
+    assert swept.returncode == 0 and swept.stdout == "Deleted 0 objects, 0 bytes.\n", swept.stderr
