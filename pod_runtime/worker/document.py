@@ -240,6 +240,13 @@ class Document:
         if merged == disk.file.text:
             self.history.mark(SavedMark(disk.digest, self.history.count, True))
 
+    def wrote_last(self) -> bool:
+        """Whether the file is as this document knows it: nobody else has touched it."""
+        try:
+            return file_key(self._root.lstat(self.path)) == self._key
+        except OSError:
+            return False
+
     async def _look(self) -> bool:
         """Take in what changed on disk; whether the file is there. Lock held."""
         try:

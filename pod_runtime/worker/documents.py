@@ -276,6 +276,9 @@ class LiveDocuments:
     async def _look(self, document: Document) -> None:
         if not self._root.exists(document.path):
             await asyncio.sleep(GRACE)
+        elif document.wrote_last():
+            # its own save is what was seen; to save again would be seen again, and so on
+            return
         await self._save_now(document)
 
     async def _save_now(self, document: Document) -> None:
