@@ -36,6 +36,7 @@ _TABLE: tuple[tuple[tuple[str, ...], Audience], ...] = tuple(
                 "api/contents",
                 "files",
                 "api/search",
+                "api/history",
                 "collab",
                 "presence",
                 "api/durability",

@@ -47,6 +47,7 @@ from codevo.proxy.workspace import without_token
         ("/collab/src%2Fmain.py", "worker"),
         ("/presence", "worker"),
         ("/api/durability", "worker"),
+        ("/api/history/src/main.py", "worker"),
         ("/api/worker/events", "worker"),
     ],
 )
