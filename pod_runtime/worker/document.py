@@ -26,6 +26,7 @@ from pod_runtime.worker.histories import (
     SavedMark,
     newest_done,
     newest_match,
+    possible,
 )
 from pod_runtime.worker.ports import DocumentCapture
 from pod_runtime.worker.room import Refused, Room, too_large
@@ -160,7 +161,8 @@ class Document:
         doc: Doc[Any] = Doc(client_id=secrets.randbelow(2**32 - 1) + 1)
         doc.get("codevo", type=Map)
         source: Text = doc.get("source", type=Text)
-        shown = newest_match(content.marks, disk.digest)
+        # a state older than the last save is not ours to go on from: somebody has put it back
+        shown = newest_match(possible(content.marks), disk.digest)
         mark = shown or newest_done(content.marks)
         base = ""
         for number, update in enumerate(content.updates, 1):

@@ -16,7 +16,7 @@ import json
 import os
 import struct
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
@@ -304,6 +304,12 @@ class HistoryStore:
             os.fsync(fd)
         finally:
             os.close(fd)
+
+
+def possible(marks: Sequence[SavedMark]) -> Sequence[SavedMark]:
+    """The marks of what we may have left on disk: the newest that surely reached it, and those after it."""
+    last = max((n for n, mark in enumerate(marks) if mark.done), default=0)
+    return marks[last:]
 
 
 def newest_match(marks: Iterable[SavedMark], digest: str) -> SavedMark | None:

@@ -304,8 +304,10 @@ class Rewinder:
                         self._take_away(path)
                         self.deleted += 1
                     self.changed.append(path)
-                except FileNotFoundError:
+                except (FileNotFoundError, NotADirectoryError):
                     raise
+                except safefs.NotRegular:
+                    continue  # a link or a file stands where its folder was
                 except OSError:
                     if path not in self._entries or self._entries[path].kind is not Kind.DIRECTORY:
                         self.skipped.append(path)
