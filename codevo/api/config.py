@@ -13,8 +13,8 @@ class ConfigHandler(ApiHandler):
 
     @public
     async def get(self) -> None:
-        """Version, who calls (or null), whether people may sign up, the previews' domain, and warnings that
-        every page shows."""
+        """Version, who calls (or null), whether people may sign up, the previews' domain, how many bytes
+        an imported archive may have, and warnings that every page shows."""
         hub = self.hub
         user = await self.authenticate()
         first = hub.signup and not await hub.store.users.any()
@@ -27,6 +27,7 @@ class ConfigHandler(ApiHandler):
                 "first_user": first,
                 "setup_code_required": first and not is_local(self),
                 "preview_domain": hub.preview_domain,
+                "max_import": hub.projects.max_import,
                 "warnings": hub.warnings,
             }
         )

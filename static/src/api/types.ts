@@ -8,6 +8,8 @@ export interface Config {
   first_user: boolean;
   setup_code_required: boolean;
   preview_domain: string;
+  /** Bytes of the largest archive that becomes a project. */
+  max_import: number;
   warnings: string[];
 }
 
