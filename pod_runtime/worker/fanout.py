@@ -33,6 +33,7 @@ class FanOut:
         self._sender: SocketChannel | None = None
         self._states: dict[int, State] = {}
         self._scheduled = False
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def update(self, update: bytes, sender: SocketChannel | None) -> None:
         """A change. ``sender`` already has exactly this; None when that is not known of anybody."""
@@ -52,7 +53,8 @@ class FanOut:
     def _schedule(self) -> None:
         if not self._scheduled:
             self._scheduled = True
-            asyncio.get_running_loop().call_soon(self._flush)
+            self._loop = self._loop or asyncio.get_running_loop()
+            self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
         self._scheduled = False
@@ -62,10 +64,10 @@ class FanOut:
             people = encode(BINARY, create_awareness_message(presence.encode(self._states.values())))
             self._states = {}
         everything = change + people
+        now = self._loop.time() if self._loop is not None else 0.0
         for channel in self.channels:
             data = everything
             if channel is self._sender:
-                now = asyncio.get_running_loop().time()
                 if now - channel.echoed < ECHO_EVERY:
                     data = people
                 else:
