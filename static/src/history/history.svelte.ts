@@ -63,11 +63,8 @@ export class FileHistory {
       this.error = '';
     } catch (e) {
       if (this.#stop.signal.aborted) return;
-      if (e instanceof ApiError && e.status === 404) this.state = 'ready';
-      else {
-        this.error = words(e);
-        if (!this.versions.length) this.state = 'failed';
-      }
+      this.error = words(e);
+      if (!this.versions.length) this.state = 'failed';
     }
   }
 
