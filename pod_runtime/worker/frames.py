@@ -103,22 +103,19 @@ class FrameReader:
     def _frame(self) -> tuple[int, bytes] | None:
         buffer, at = self._buffer, self._at
         have = len(buffer) - at
-        if have < 6:
-            if have >= 2:
-                self._check(buffer[at], buffer[at + 1], buffer[at + 1] & 127)
+        if have < 2:
             return None
         head, second = buffer[at], buffer[at + 1]
         size = second & 127
         start = at + 6
         if size == 126:
             start = at + 8
-            size = int.from_bytes(buffer[at + 2 : at + 4], "big")
+            if have >= 4:
+                size = int.from_bytes(buffer[at + 2 : at + 4], "big")
         elif size == 127:
             start = at + 14
-            if have < 14:
-                self._check(head, second, 127)
-                return None
-            size = int.from_bytes(buffer[at + 2 : at + 10], "big")
+            if have >= 10:
+                size = int.from_bytes(buffer[at + 2 : at + 10], "big")
         self._check(head, second, size)
         end = start + size
         if len(buffer) < end:
