@@ -34,6 +34,10 @@ MAX_CHANGED = 1000
 SLICE = 512
 
 
+#: Decoded bytes that are gathered before the sink gets them, so that it is not called for every slice.
+GATHER = 2**17
+
+
 class FormatError(ValueError):
     """The bytes are not a record of this format, or break one of its bounds."""
 
@@ -343,7 +347,9 @@ class Decoder:
                     if self._max < 0:
                         raise FormatError("the archive unpacks to more than allowed")
                     self._buffer += out
-                    self._parse()
+                    if len(self._buffer) >= GATHER:
+                        self._parse()
+        self._parse()
 
     def close(self) -> None:
         """Raises `FormatError` when the record ended early."""
