@@ -12,6 +12,7 @@ from codevo.api.workspaces import owner_of, translated
 from codevo.objects.checkpoints import (
     MAX_NAME,
     BadName,
+    Busy,
     NameTaken,
     NotDone,
     NotKept,
@@ -32,6 +33,8 @@ def _answered() -> Iterator[None]:
         raise Problem(409, str(e), field="name", remedy="Choose another name.", code="taken") from e
     except TooManyCheckpoints as e:
         raise Problem(409, str(e), remedy="Delete one first.", code="quota") from e
+    except Busy as e:
+        raise Problem(409, "Another restore is under way.", remedy="Wait for it to end.", code="busy") from e
     except UnknownCheckpoint as e:
         raise Problem(404, "There is no such checkpoint.", code="checkpoint") from e
     except NotKept as e:
@@ -92,8 +95,9 @@ class RestoreHandler(ApiHandler):
     @needs(role="editor")
     @body({"type": "object", "additionalProperties": False, "properties": {}})
     async def post(self, project_id: str, seq: str) -> None:
-        """Bring all files back to that state: ``{restored, deleted, checkpoint}``, with the state before as
-        ``checkpoint``. A stopped project is started first. Open editors get it as an ordinary edit."""
+        """Bring all files back to that state: ``{restored, deleted, skipped, checkpoint}``, where
+        ``checkpoint`` is the state before. A stopped project is started first. Open editors get it as an
+        ordinary edit."""
         self.json_body()
         owner = await owner_of(self.hub, project_id)
         with _answered():

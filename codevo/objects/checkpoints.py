@@ -40,6 +40,10 @@ class NotKept(LookupError):
     """The checkpoint's state is no longer kept."""
 
 
+class Busy(Exception):
+    """Another restore is under way."""
+
+
 class NotDone(Exception):
     """The workspace could not do it now; the text is for people."""
 
@@ -79,11 +83,11 @@ class Checkpoints:
         return _checkpoint(found)
 
     async def restore(self, project: str, owner: str, seq: int, by: str) -> dict[str, Any]:
-        """Bring the files back to the state of a checkpoint; ``{restored, deleted, checkpoint}``.
+        """Bring the files back to the state of a checkpoint; ``{restored, deleted, skipped, checkpoint}``.
 
-        The state before it becomes a checkpoint (None when nothing differed). A stopped project, which
-        counts for ``owner``, is started first. Raises `UnknownCheckpoint`, `NotKept`, `NotDone`,
-        `ServersBusy`, `TooManyRunning`.
+        ``skipped`` are files that could not be written; ``checkpoint`` is the state before. A stopped
+        project, which counts for ``owner``, is started first. Raises `UnknownCheckpoint`, `NotKept`, `Busy`,
+        `NotDone`, `ServersBusy`, `TooManyRunning`.
         """
         if not any(c.seq == seq for c in await self.list(project)):
             raise UnknownCheckpoint(seq)
@@ -94,9 +98,8 @@ class Checkpoints:
         told = {"seq": seq, "by": by}
         found = await self._call(project, "/_codevo/restore", told, RESTORE_TIMEOUT)
         before = found.get("checkpoint")
-        return {
-            "restored": int(found.get("restored", 0)),
-            "deleted": int(found.get("deleted", 0)),
+        counts = {name: found.get(name, 0) for name in ("restored", "deleted", "skipped")}
+        return counts | {
             "checkpoint": checkpoint_json(_checkpoint(before)) if before else None,
         }
 
@@ -112,7 +115,7 @@ class Checkpoints:
         except PodUnavailable as e:
             raise NotDone("The workspace does not answer just now. Try again.") from e
         except PodRefused as e:
-            raise _translated(e) from e
+            raise _translated(e, path) from e
         if not isinstance(found, dict):
             raise NotDone("The workspace gave no valid answer.")
         return found
@@ -128,13 +131,15 @@ def _clean(name: str) -> str:
     return name
 
 
-def _translated(error: PodRefused) -> Exception:
+def _translated(error: PodRefused, path: str) -> Exception:
     said = error.body if isinstance(error.body, dict) else {}
     text = str(said.get("detail") or said.get("message") or "The workspace could not do it.")[:500]
     if error.status == 404:
         return UnknownCheckpoint(text)
     if error.status == 410:
         return NotKept(text)
+    if error.status == 409 and path == "/_codevo/restore":
+        return Busy(text)
     if error.status == 409:
         return TooManyCheckpoints(text)
     if error.status == 400:

@@ -158,14 +158,14 @@ async def test_restore_of_a_running_project(hub: TestHub) -> None:
     before = {"name": "Before restoring start", "seq": 9, "time": "2026-01-01T00:00:00.000000Z", "auto": True}
     hub.pods.restore = {"restored": 3, "deleted": 1, "checkpoint": before}
     found = await ann("POST", f"{path}/0/restore", {}, expect=200)
-    assert found.json == {"restored": 3, "deleted": 1, "checkpoint": before | {"by": None}}
+    assert found.json == {"restored": 3, "deleted": 1, "skipped": 0, "checkpoint": before | {"by": None}}
     assert hub.pods.told[-1] == {"seq": 0, "by": "ann"}
     hub.pods.restore = {"restored": 0, "deleted": 0, "checkpoint": None}
     assert (await ann("POST", f"{path}/0/restore", expect=200)).json["checkpoint"] is None
     assert (await ann("POST", f"{path}/5/restore", {}, expect=404)).json["code"] == "checkpoint"
     for answer, status in [
         (PodUnavailable("away"), 503), (PodRefused(404, None), 404), (PodRefused(410, {"detail": "x"}), 410),
-        (PodRefused(500, None), 503),
+        (PodRefused(500, None), 503), (PodRefused(409, {"message": "Another restore"}), 409),
     ]:  # fmt: skip
         hub.pods.restore = answer
         await ann("POST", f"{path}/0/restore", {}, expect=status)
