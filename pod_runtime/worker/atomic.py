@@ -45,6 +45,11 @@ class AtomicFile:
         """Give the file this time of modification, nanoseconds since the epoch."""
         os.utime(self._fd, ns=(mtime_ns, mtime_ns))
 
+    def sync(self) -> None:
+        """Bring what was written to stable storage; `commit` needs not do it again then."""
+        with clear_errors(self._path):
+            os.fsync(self._fd)
+
     def commit(self, *, sync: bool = True) -> os.stat_result:
         """Put the file in its place (fsynced unless told otherwise); give its stat."""
         with clear_errors(self._path):

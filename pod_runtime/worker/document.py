@@ -24,7 +24,7 @@ from pod_runtime.worker.histories import (
     HistoryStore,
     LogContent,
     SavedMark,
-    newest_done,
+    finish,
     newest_match,
     possible,
 )
@@ -45,8 +45,13 @@ COMPACT_ABOVE = 256 * 1024
 _OUTGROWN = 4
 #: Merges of larger texts are computed in a thread, characters.
 _MERGE_INLINE = 64 * 1024
-
-_FileKey = tuple[int, int, int, int]
+#: Seconds that a vanished file has to come back (git and some editors delete, then write).
+GRACE = 0.5
+#: A file that changed so shortly before it was looked at may change again without its times telling,
+#: nanoseconds.
+RACY = 50_000_000
+#: States among which the one is sought that an unknown file came from.
+_MAX_GUESSES = 4
 
 
 class Gone(Exception):
@@ -67,18 +72,31 @@ class DiskFile:
 
     file: TextFile
     digest: str
-    key: _FileKey
+    key: FileKey
 
 
-def file_key(st: os.stat_result) -> _FileKey:
-    """Changes whenever the file's content may have changed."""
-    return (st.st_ino, st.st_size, st.st_mtime_ns, st.st_ctime_ns)
+@dataclass(frozen=True, slots=True)
+class FileKey:
+    """Identifies a state of a file by its stat. While not ``sure`` its content may be another all the same:
+    the clock of the file system stands still for some milliseconds."""
+
+    stat: tuple[int, int, int, int]
+    sure: bool
+
+    @classmethod
+    def of(cls, st: os.stat_result) -> FileKey:
+        # the time of change is the one that programs cannot set
+        sure = abs(time.time_ns() - st.st_ctime_ns) > RACY
+        return cls((st.st_ino, st.st_size, st.st_mtime_ns, st.st_ctime_ns), sure)
+
+
+_NO_FILE = FileKey((0, 0, 0, 0), True)
 
 
 def read_file(root: Root, path: str, limit: int) -> DiskFile:
     """Read for a document. Raises `NotText`, `TooLarge`, `NotRegular`, ``OSError``. Blocks."""
     data, st = root.read_with_stat(path, limit)
-    return DiskFile(TextFile.decode(data), sha256(data), file_key(st))
+    return DiskFile(TextFile.decode(data), sha256(data), FileKey.of(st))
 
 
 def new_history(text: str) -> tuple[int, bytes]:
@@ -162,19 +180,29 @@ class Document:
         doc.get("codevo", type=Map)
         source: Text = doc.get("source", type=Text)
         # a state older than the last save is not ours to go on from: somebody has put it back
-        shown = newest_match(possible(content.marks), disk.digest)
-        mark = shown or newest_done(content.marks)
-        base = ""
+        marks = possible(content.marks)
+        guesses = {mark.updates: "" for mark in marks[-_MAX_GUESSES:]}
         for number, update in enumerate(content.updates, 1):
             doc.apply_update(update)
-            if mark is not None and number == mark.updates:
-                base = str(source)
-        if mark is None:
-            base = str(source)
+            if number in guesses:
+                guesses[number] = str(source)
+        mark = newest_match(marks, disk.digest)
+        known = mark is not None and mark.updates in guesses
+        if not known:
+            # killed after a save that the log does not know to be done, and changed since: it came from one
+            # of these, and to compare it with another would double what stands in both
+            mark = min(
+                reversed(marks[-_MAX_GUESSES:]),
+                key=lambda m: merge.distance(guesses[m.updates], disk.file.text),
+                default=None,
+            )
+        base = guesses[mark.updates] if mark is not None else str(source)
         document = cls(path, root, limit, doc, store.open(path, content), base, disk, touched)
-        if shown is None:
+        windows = sha256(TextFile(base, True).encode())
+        document._crlf = windows == mark.sha256 if mark is not None else disk.file.crlf
+        if not known:
             document._take(disk)
-        if document.text != disk.file.text:
+        if document.text != document._base:
             document._changed()
         return document
 
@@ -226,7 +254,7 @@ class Document:
         """Make an outside state of the file part of the document, as one minimal transaction."""
         ours = self.text
         if merged is None:
-            merged = merge.merge(self._base, ours, disk.file.text)
+            merged = merge.merge(*self._sides(disk))
         if len(merged.encode()) > self._limit:
             raise too_large(self._limit)
         changes = merge.to_utf8(ours, merge.edits(ours, merged))
@@ -242,18 +270,37 @@ class Document:
         if merged == disk.file.text:
             self.history.mark(SavedMark(disk.digest, self.history.count, True))
 
-    def wrote_last(self) -> bool:
-        """Whether the file is as this document knows it: nobody else has touched it."""
+    def _sides(self, disk: DiskFile) -> tuple[str, str, str]:
+        """What is to be merged: base, ours, theirs, with line ends that can be compared."""
+        base, ours, theirs = self._base, self.text, disk.file.text
+        if self._crlf and not disk.file.crlf and "\r\n" in theirs:
+            # of mixed ends from here on, so they are part of the text
+            base, ours = (text.replace("\n", "\r\n") for text in (base, ours))
+        elif disk.file.crlf and not self._crlf:
+            base, ours = (text.replace("\r\n", "\n") for text in (base, ours))
+        return base, ours, theirs
+
+    async def touched_outside(self) -> bool:
+        """Whether the file may be another than this document wrote or read last."""
         try:
-            return file_key(self._root.lstat(self.path)) == self._key
-        except OSError:
-            return False
+            key = FileKey.of(await asyncio.to_thread(self._root.lstat, self.path))
+            if key.stat != self._key.stat:
+                return True
+            if self._key.sure:
+                return False
+            disk = await asyncio.to_thread(read_file, self._root, self.path, self._limit)
+        except (OSError, NotText):
+            return True
+        if disk.digest != self._disk:
+            return True
+        self._key = disk.key
+        return False
 
     async def _look(self) -> bool:
         """Take in what changed on disk; whether the file is there. Lock held."""
         try:
             st = await asyncio.to_thread(self._root.lstat, self.path)
-            if file_key(st) == self._key:
+            if self._key.sure and FileKey.of(st).stat == self._key.stat:
                 return True
             disk = await asyncio.to_thread(read_file, self._root, self.path, self._limit)
         except (FileNotFoundError, NotADirectoryError):
@@ -265,10 +312,10 @@ class Document:
             self._key = disk.key
             return True
         while True:
-            ours, version = self.text, self.version
+            sides, version = self._sides(disk), self.version
             merged = None
-            if max(len(ours), len(disk.file.text)) > _MERGE_INLINE:
-                merged = await asyncio.to_thread(merge.merge, self._base, ours, disk.file.text)
+            if max(map(len, sides)) > _MERGE_INLINE:
+                merged = await asyncio.to_thread(merge.merge, *sides)
                 if version != self.version:
                     continue
             try:
@@ -297,14 +344,19 @@ class Document:
             return await self._save()
 
     async def _save(self) -> bool:
-        if self.closed:
-            return False
+        patient = True
         for _ in range(100):
+            if self.closed:
+                return False
             there = await self._look()
             if not there:
+                if patient:
+                    patient = False
+                    await asyncio.sleep(GRACE)
+                    continue
                 if not self.unsaved:
                     raise Gone(self.path)
-                self._key = (0, 0, 0, 0)
+                self._key = _NO_FILE
             version, text = self.version, self.text
             data = TextFile(text, self._crlf).encode()
             digest = sha256(data)
@@ -318,7 +370,7 @@ class Document:
             self.history.mark(SavedMark(digest, count, False))
             await self.history.sync()
             try:
-                self._key = await asyncio.to_thread(self._write, data, self._key)
+                self._key = await finish(asyncio.to_thread(self._write, data, self._key, self._disk))
             except _Changed:
                 continue
             self._disk, self._base, self.saved_version = digest, text, version
@@ -328,17 +380,30 @@ class Document:
             return True
         raise OSError(f"{self.path!r} is being changed without pause")
 
-    def _write(self, data: bytes, expected: _FileKey) -> _FileKey:
+    def _write(self, data: bytes, expected: FileKey, digest: str) -> FileKey:
+        folder = self.path.rpartition("/")[0]
+        if expected == _NO_FILE and folder:
+            self._root.mkdir(folder, parents=True, exist_ok=True)
+        self._compare(expected, digest)
+        with self._root.create_atomic(self.path) as f:
+            f.write(data)
+            f.sync()
+            # once more: what somebody wrote in the meantime must not be lost
+            self._compare(expected, digest)
+            return FileKey.of(f.commit(sync=False))
+
+    def _compare(self, expected: FileKey, digest: str) -> None:
+        """Raise `_Changed` when the file is another than ``expected``."""
         try:
-            if file_key(self._root.lstat(self.path)) != expected:
-                raise _Changed
+            same = FileKey.of(self._root.lstat(self.path)).stat == expected.stat
+            if same and not expected.sure:
+                same = sha256(self._root.read_bytes(self.path, self._limit)) == digest
         except (FileNotFoundError, NotADirectoryError):
-            if any(expected):
-                raise _Changed from None
-            folder = self.path.rpartition("/")[0]
-            if folder:
-                self._root.mkdir(folder, parents=True, exist_ok=True)
-        return file_key(self._root.write_atomic(self.path, data))
+            same = expected == _NO_FILE
+        except (TooLarge, NotRegular):
+            same = False
+        if not same:
+            raise _Changed
 
     async def _compact(self, mark: SavedMark) -> None:
         if self.history.size < max(COMPACT_ABOVE, _OUTGROWN * self._compact_size):
@@ -386,7 +451,7 @@ class Document:
         self.path = path
         with contextlib.suppress(OSError):
             # rename(2) changes ctime only
-            self._key = file_key(self._root.lstat(path))
+            self._key = FileKey.of(self._root.lstat(path))
 
     async def close(self, code: int, words: str) -> None:
         """Close clients and room; `save` before when the text matters."""

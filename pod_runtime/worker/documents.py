@@ -19,7 +19,7 @@ from pod_runtime.worker.channel import (
     CLOSE_TRY_AGAIN,
     SocketChannel,
 )
-from pod_runtime.worker.document import Document, Gone, Unfit, read_file
+from pod_runtime.worker.document import GRACE, Document, Gone, Unfit, read_file
 from pod_runtime.worker.events import Events
 from pod_runtime.worker.histories import HistoryStore, SavedMark, newest_match
 from pod_runtime.worker.ports import DocumentCapture
@@ -31,8 +31,6 @@ log = logging.getLogger(__name__)
 
 #: Seconds without clients after which a document is closed.
 IDLE_CLOSE = 30.0
-#: Seconds that a vanished file has to come back (git and some editors delete, then write).
-GRACE = 0.5
 #: A history whose compact form is larger than this many times the largest document begins anew.
 _RENEW_FACTOR = 8
 
@@ -150,6 +148,15 @@ class LiveDocuments:
     def open_paths(self) -> set[str]:
         """Paths of the open documents."""
         return set(self._open)
+
+    def unsaved_texts(self, limit: int) -> dict[str, str]:
+        """Texts that are not on disk yet, by path; at most ``limit`` characters in all."""
+        found: dict[str, str] = {}
+        for path, document in self._open.items():
+            if document.unsaved and not document.closed and len(text := document.text) <= limit:
+                found[path] = text
+                limit -= len(text)
+        return found
 
     # -- files
 
@@ -274,12 +281,9 @@ class LiveDocuments:
         self.on_touched(path)
 
     async def _look(self, document: Document) -> None:
-        if not self._root.exists(document.path):
-            await asyncio.sleep(GRACE)
-        elif document.wrote_last():
-            # its own save is what was seen; to save again would be seen again, and so on
-            return
-        await self._save_now(document)
+        # its own save may be what was seen; to save again would be seen again, and so on
+        if await document.touched_outside():
+            await self._save_now(document)
 
     async def _save_now(self, document: Document) -> None:
         try:

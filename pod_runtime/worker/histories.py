@@ -16,16 +16,29 @@ import json
 import os
 import struct
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
+from typing import TypeVar
 
 #: Bytes that hold the first record, whose path has at most 4095 bytes (six each when escaped in JSON).
 _META_AT_HEAD = 32 * 1024
 _HEAD = struct.Struct("<IIB")
 #: Deleted documents' histories that are kept.
 TRASH_LIMIT = 100
+
+T = TypeVar("T")
+
+
+async def finish(work: Awaitable[T]) -> T:
+    """Await what writes in a thread to its end even when cancelled: nobody else may come into its way."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
 
 
 class Record(IntEnum):
@@ -136,7 +149,7 @@ class History:
         async with self._lock:
             if self._waiting:
                 batch = self._waiting[:]
-                self.size = await asyncio.to_thread(self._write, b"".join(batch))
+                self.size = await finish(asyncio.to_thread(self._write, b"".join(batch)))
                 del self._waiting[: len(batch)]
 
     def _write(self, data: bytes) -> int:
@@ -315,8 +328,3 @@ def possible(marks: Sequence[SavedMark]) -> Sequence[SavedMark]:
 def newest_match(marks: Iterable[SavedMark], digest: str) -> SavedMark | None:
     """The newest mark of exactly this content, or None."""
     return next((m for m in reversed(list(marks)) if m.sha256 == digest), None)
-
-
-def newest_done(marks: Iterable[SavedMark]) -> SavedMark | None:
-    """The newest mark that is known to have reached the disk, or None."""
-    return next((m for m in reversed(list(marks)) if m.done), None)

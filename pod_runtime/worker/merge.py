@@ -6,12 +6,16 @@ of pycrdt. (Browsers count UTF-16 units, but only ever exchange Y updates, which
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 
 # above this many lines in the differing middle a diff would block for seconds
 _MAX_LINES = 20_000
+# the same for the words of changed lines
+_MAX_WORDS = 4_000
+_WORD = re.compile(r"\w+|\s|[^\w\s]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,18 +34,44 @@ class _Hunk:
     lines: tuple[str, ...]
 
 
+@dataclass(slots=True)
+class _Cluster:
+    """Hunks of both sides that have to do with each other, and the range of the base that they cover."""
+
+    start: int
+    end: int
+    mine: list[_Hunk]
+    yours: list[_Hunk]
+
+    @property
+    def clashes(self) -> bool:
+        """Whether both put something in the place of the same."""
+        return self.start < self.end and all(any(h.lines for h in s) for s in (self.mine, self.yours))
+
+
 def edits(old: str, new: str) -> list[Edit]:
-    """Ascending, disjoint edits that turn ``old`` into ``new``: by lines, each trimmed to the characters."""
+    """Ascending, disjoint edits that turn ``old`` into ``new``: by lines, inside of changed lines by words.
+
+    Never by characters: what somebody types between two words at the same time must not end up inside one,
+    which happens when the beginning of one word and the end of another are kept.
+    """
     a, b = _lines(old), _lines(new)
     offsets = _offsets(a)
     found = []
     for hunk in _hunks(a, b):
-        start, end, text = offsets[hunk.start], offsets[hunk.end], "".join(hunk.lines)
-        before = old[start:end]
-        head = _common_prefix(before, text)
-        tail = _common_prefix(before[head:][::-1], text[head:][::-1])
-        found.append(Edit(start + head, end - tail, text[head : len(text) - tail]))
+        start = offsets[hunk.start]
+        words = _WORD.findall("".join(a[hunk.start : hunk.end]))
+        places = _offsets(words)
+        found += [
+            Edit(start + places[h.start], start + places[h.end], "".join(h.lines))
+            for h in _hunks(words, _WORD.findall("".join(hunk.lines)), _MAX_WORDS)
+        ]
     return found
+
+
+def distance(old: str, new: str) -> int:
+    """How much has to be changed, characters."""
+    return sum(change.end - change.start + len(change.text) for change in edits(old, new))
 
 
 def apply(old: str, changes: Iterable[Edit]) -> str:
@@ -65,9 +95,10 @@ def to_utf8(old: str, changes: Iterable[Edit]) -> list[Edit]:
 
 
 def merge(base: str, ours: str, theirs: str) -> str:
-    """Both sides' changes to ``base``. Where they clash, our lines and then theirs: nothing is dropped.
+    """Both sides' changes to ``base``: by lines, and by words where both changed the same lines.
 
-    A side that deleted what the other changed loses: text is kept rather than removed.
+    Where they clash (both put something else in the place of the same words), our lines and then theirs:
+    nothing is dropped. A side that deleted what the other changed loses: text is kept rather than removed.
     """
     if ours in (base, theirs):
         return theirs
@@ -86,18 +117,84 @@ def merge(base: str, ours: str, theirs: str) -> str:
         elif not mine:
             out += _patched(lines, start, end, yours)
         else:
-            out += _both(_patched(lines, start, end, mine), _patched(lines, start, end, yours))
+            out += _both(
+                lines[start:end], _patched(lines, start, end, mine), _patched(lines, start, end, yours)
+            )
     return "".join(out + lines[at:])
 
 
-def _both(mine: list[str], yours: list[str]) -> list[str]:
+def _both(base: list[str], mine: list[str], yours: list[str]) -> list[str]:
     if mine == yours or not yours:
         return mine
     if not mine:
         return yours
-    if not mine[-1].endswith("\n"):
-        mine = [*mine[:-1], mine[-1] + "\n"]
-    return mine + yours
+    texts = ["".join(part) for part in (base, mine, yours)]
+    words, left, right = (_WORD.findall(text) for text in texts)
+    if not words or max(map(len, (words, left, right))) > _MAX_WORDS:
+        return _stacked(mine, yours)
+    out: list[str] = []
+    at = 0
+    for cluster in _by_words(words, _hunks(words, left), _hunks(words, right)):
+        out += words[at : cluster.start]
+        at = cluster.end
+        out += _settled(words, cluster)
+    return out + words[at:]
+
+
+def _by_words(words: list[str], left: list[_Hunk], right: list[_Hunk]) -> list[_Cluster]:
+    """Clusters of hunks in order; one that clashes spans whole lines with all that changed in them."""
+    found: list[_Cluster] = []
+    while left or right:
+        new = _Cluster(*_next_cluster(left, right))
+        while found and (_line_start(words, new) if new.clashes else new.start) < found[-1].end:
+            before = found.pop()
+            new = _Cluster(
+                before.start, max(before.end, new.end), before.mine + new.mine, before.yours + new.yours
+            )
+        if new.clashes:
+            new.start = _line_start(words, new)
+            while new.end < len(words) and words[new.end - 1] != "\n":
+                new.end += 1
+        found.append(new)
+    return found
+
+
+def _line_start(words: list[str], cluster: _Cluster) -> int:
+    start = cluster.start
+    while start and words[start - 1] != "\n":
+        start -= 1
+    return start
+
+
+def _settled(words: list[str], cluster: _Cluster) -> list[str]:
+    """What stands in the cluster's place in the end."""
+    start, end = cluster.start, cluster.end
+    mine, yours = _patched(words, start, end, cluster.mine), _patched(words, start, end, cluster.yours)
+    if mine == yours or not cluster.yours:
+        return mine
+    if not cluster.mine:
+        return yours
+    if cluster.clashes:
+        return _stacked(mine, yours)
+    mine_new, yours_new = (any(h.lines for h in side) for side in (cluster.mine, cluster.yours))
+    if mine_new and yours_new:
+        # both went on at one place, as two people who type there; perhaps one already has the other's
+        if yours[: len(mine)] == mine:
+            return yours
+        return mine if mine[: len(yours)] == yours else mine + yours
+    return mine if mine_new else yours if yours_new else []
+
+
+def _stacked(mine: list[str], yours: list[str]) -> list[str]:
+    """Both sides' lines below each other; lines that both begin or end with only once."""
+    a, b = _lines("".join(mine)), _lines("".join(yours))
+    head = _common_prefix(a, b)
+    tail = _common_prefix(a[head:][::-1], b[head:][::-1])
+    start, end = a[:head], a[len(a) - tail :]
+    a, b = a[head : len(a) - tail], b[head : len(b) - tail]
+    if a and (b or end) and not a[-1].endswith("\n"):
+        a[-1] += "\n"
+    return [*start, *a, *b, *end]
 
 
 def _next_cluster(left: list[_Hunk], right: list[_Hunk]) -> tuple[int, int, list[_Hunk], list[_Hunk]]:
@@ -157,13 +254,13 @@ def _common_prefix(a: Sequence[str], b: Sequence[str]) -> int:
     return low
 
 
-def _hunks(a: list[str], b: list[str]) -> list[_Hunk]:
+def _hunks(a: list[str], b: list[str], most: int = _MAX_LINES) -> list[_Hunk]:
     head = _common_prefix(a, b)
     tail = _common_prefix(a[head:][::-1], b[head:][::-1])
     x, y = a[head : len(a) - tail], b[head : len(b) - tail]
     if not x and not y:
         return []
-    if not x or not y or len(x) + len(y) > _MAX_LINES:
+    if not x or not y or len(x) + len(y) > most:
         return [_Hunk(head, head + len(x), tuple(y))]
     # autojunk keeps files of many equal lines from taking quadratic time
     return [
