@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import Page, Request, expect
 
 from tests.browser.people import Person, until
-from tests.codevo.archive_kit import Thing, folder, zipped
+from tests.codevo.archive_kit import Thing, folder, untar, zipped
 from tests.harness import HubProcess
 
 pytestmark = pytest.mark.browser
@@ -75,7 +75,25 @@ def test_an_archive_is_chosen_and_imported(person: Make, hub: HubProcess, tmp_pa
     assert (found["title"], found["template"]) == ("Wetter & Wind 🎈", "imported")
     page.goto("/")
     expect(page.get_by_role("link", name=re.compile("Wetter & Wind 🎈"))).to_be_visible()
-    ana.pictures("import-dashboard")
+
+    # its download is an archive that can be imported
+    page.get_by_role("button", name="More for Wetter & Wind 🎈").click()
+    ana.pictures("import-menu")
+    with page.expect_download() as download:
+        page.get_by_role("menuitem", name="Download").click()
+    assert download.value.suggested_filename == "Wetter & Wind 🎈.tar.zst"
+    saved = tmp_path / "again.tar.zst"
+    download.value.save_as(saved)
+    assert {"hello.py", "sub/b.txt", "out"} <= set(untar(saved.read_bytes()))
+    page.get_by_role("button", name="New project").click()
+    page.get_by_role("button", name="Import an archive").click()
+    dialog.locator("input[type=file]").set_input_files(saved)
+    dialog.get_by_label("Title").fill("Once more")
+    submit.click()
+    page.wait_for_url(re.compile(r"/projects/[a-z2-7]{16}$"))
+    ana.connected()
+    ana.open("hello.py")
+    ana.sees("hello.py", "print('imported')")
 
 
 def test_an_archive_is_dropped_and_the_upload_cancelled(person: Make, hub: HubProcess) -> None:
