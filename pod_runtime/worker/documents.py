@@ -77,6 +77,16 @@ class LiveDocuments:
                 found.append(captured)
         return found
 
+    async def sync(self) -> OSError | None:
+        """See `ports.Documents.sync`."""
+        error = None
+        for document in list(self._open.values()):
+            try:
+                await document.history.sync()
+            except OSError as e:
+                error = e
+        return error
+
     def histories(self) -> set[str]:
         """Paths that have a history, open or not."""
         return self._store.paths()

@@ -56,6 +56,12 @@ class Documents(Protocol):
         Synchronous, so that all captures are of one instant.
         """
 
+    async def sync(self) -> OSError | None:
+        """Bring the histories of all that was captured to stable storage in /state; what went wrong, if it did.
+
+        Until then a crash could put an older state of a document in the place of a committed one.
+        """
+
     def histories(self) -> set[str]:
         """Paths that have a history, open or not."""
 

@@ -26,6 +26,7 @@ class FakeDocuments:
         self.authors = Authors()
         self.texts: dict[str, tuple[bytes, int]] = {}
         self.open: set[str] = set()
+        self.unsynced: OSError | None = None
         self.imported: dict[str, tuple[bytes, int, str]] = {}
 
     def edit(self, path: str, text: bytes) -> None:
@@ -34,6 +35,9 @@ class FakeDocuments:
 
     async def save_all(self) -> None:
         pass
+
+    async def sync(self) -> OSError | None:
+        return self.unsynced
 
     def capture(self, since: dict[str, int]) -> list[DocumentCapture]:
         return [

@@ -36,7 +36,7 @@ class Player(World):
             (2, self.disk_delete), (2, self.disk_recreate), (2, self.disk_rename), (4, self.disk_sed),
             (2, self.disk_create), (3, self.disk_in_place), (1, self.disk_touch), (2, self.api_rename),
             (1, self.api_delete), (2, self.api_put), (3, self.wait), (1, self.evict), (2, self.restart),
-            (3, self.killed), (0.7, self.state_lost), (0.7, self.machine_lost), (3, self.fault_step),
+            (3, self.killed), (1.5, self.killed_with_pages), (0.7, self.state_lost), (0.7, self.machine_lost), (3, self.fault_step),
             (1.5, self.settle), (1, self.agreed_delete), (1, self.agreed_revert),
         ]  # fmt: skip
 
@@ -309,6 +309,23 @@ class Player(World):
         if self.chance.random.random() < 0.5:
             self.page().type()
         await self.start(same_generation=self.chance.random.random() < 0.3)
+
+    async def killed_with_pages(self) -> None:
+        """The worker and everybody who could tell it again what it forgot; what was durable must be there."""
+        path = self.page().path
+        for _ in range(self.chance.random.randrange(5, 25)):
+            for page in self.pages:
+                if page.path == path and self.chance.random.random() < 0.7:
+                    page.type()
+            await asyncio.sleep(self.chance.random.random() * 0.4)
+        await self.kill()
+        for page in [p for p in self.pages if p.path == path]:
+            self.pages.remove(page)
+            await page.close()
+        self.fates()
+        await self.start()
+        while len(self.pages) < 2:
+            await self.open_page()
 
     async def state_lost(self) -> None:
         await (self.kill() if self.chance.random.random() < 0.5 else self.stop())
