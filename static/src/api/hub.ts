@@ -45,8 +45,8 @@ export const makeInvite = (id: string, role: Role, expires_in: number): Promise<
 export const invite = (code: string): Promise<InviteInfo> => call('GET', `/api/invites/${enc(code)}`);
 export const acceptInvite = (code: string): Promise<Project> => call('POST', `/api/invites/${enc(code)}`, {});
 
-export const checkpoints = async (id: string): Promise<Checkpoint[]> =>
-  list(await call('GET', `/api/projects/${enc(id)}/checkpoints`), 'checkpoints');
+export const checkpoints = async (id: string, signal?: AbortSignal): Promise<Checkpoint[]> =>
+  list(await call('GET', `/api/projects/${enc(id)}/checkpoints`, undefined, signal), 'checkpoints');
 export const makeCheckpoint = (id: string, name: string): Promise<Checkpoint> =>
   call('POST', `/api/projects/${enc(id)}/checkpoints`, { name });
 export const restoreCheckpoint = (id: string, seq: number): Promise<Restored> =>

@@ -1,7 +1,9 @@
 import { ApiError, words } from '../api/client';
-import type { Version } from '../api/types';
+import type { Version, VersionPage } from '../api/types';
 import { renewed, textOf } from '../lib/history';
+import type { OpenDoc } from '../stores/docs.svelte';
 import type { Workspace } from '../stores/workspace.svelte';
+import { inTime } from './patience';
 
 /** What is shown of one version: its text, or its bytes when they are no text or too many for the editor. */
 export type Content =
@@ -15,8 +17,10 @@ const MAX_TEXT = 4 * 1024 * 1024;
 const MAX_KEPT = 20;
 /** While people type a commit comes every second or two. */
 const PAUSE = 5000;
+/** Bytes may take their time. */
+const LONG_PATIENCE = 60_000;
 
-/** The timeline of one file, and the version that is looked at. */
+/** The timeline of one file, and the version that is looked at. What it has loaded outlives its view. */
 export class FileHistory {
   versions = $state.raw<Version[]>([]);
   more = $state(false);
@@ -30,7 +34,6 @@ export class FileHistory {
   /** What the version is compared with: the file as it is now, or the version before it. */
   against = $state<'now' | 'before'>('now');
   before = $state.raw<Content>({ kind: 'loading' });
-  readonly selected = $derived(this.versions.find((v) => v.seq === this.seq) ?? null);
   #kept = new Map<number, Content>();
   #stop = new AbortController();
   #fetching: AbortController | null = null;
@@ -40,16 +43,35 @@ export class FileHistory {
   constructor(
     readonly workspace: Workspace,
     readonly path: string,
-  ) {
+  ) {}
+
+  /** Not a `$derived`: that would end with the view that happened to make this. */
+  get selected(): Version | null {
+    return this.versions.find((v) => v.seq === this.seq) ?? null;
+  }
+
+  /** Somebody looks. */
+  open(): void {
+    this.#stop = new AbortController();
+    this.further = 'idle';
+    if (this.seq !== null) this.select(this.seq);
     void this.load();
+  }
+
+  /** Nobody looks any more. */
+  rest(): void {
+    clearTimeout(this.#timer);
+    this.#stop.abort();
+    this.#fetching?.abort();
   }
 
   async load(): Promise<void> {
     if (this.state === 'failed') this.state = 'loading';
     clearTimeout(this.#timer);
     this.#asked = Date.now();
+    const stop = this.#stop.signal;
     try {
-      const page = await this.workspace.api.history(this.path, null, this.#stop.signal);
+      const page = await this.#page(null);
       const known = this.versions.length > 0;
       this.versions = renewed(this.versions, page.versions);
       // what was shown further back stays, and so does whether there is more behind it
@@ -58,11 +80,11 @@ export class FileHistory {
       if (this.seq !== null && !this.selected) {
         const now = this.versions.findLast((v) => v.seq > this.seq!);
         if (now) this.select(now.seq);
-      }
+      } else if (this.seq !== null && [this.content, this.before].some((c) => c.kind === 'failed')) this.select(this.seq);
       this.state = 'ready';
       this.error = '';
     } catch (e) {
-      if (this.#stop.signal.aborted) return;
+      if (stop.aborted) return;
       this.error = words(e);
       if (!this.versions.length) this.state = 'failed';
     }
@@ -74,17 +96,23 @@ export class FileHistory {
     this.#timer = setTimeout(() => void this.load(), Math.max(0, this.#asked + PAUSE - Date.now()));
   }
 
+  async #page(before: number | null): Promise<VersionPage> {
+    const stop = this.#stop.signal;
+    return inTime((signal) => this.workspace.api.history(this.path, before, signal), stop);
+  }
+
   async older(): Promise<void> {
     const last = this.versions.at(-1);
     if (!last || this.further === 'loading') return;
     this.further = 'loading';
+    const stop = this.#stop.signal;
     try {
-      const page = await this.workspace.api.history(this.path, last.seq, this.#stop.signal);
+      const page = await this.#page(last.seq);
       this.versions = [...this.versions, ...page.versions.filter((v) => v.seq < last.seq)];
       this.more = page.more;
       this.further = 'idle';
     } catch (e) {
-      if (this.#stop.signal.aborted) return;
+      if (stop.aborted) return;
       this.furtherError = words(e);
       this.further = 'failed';
     }
@@ -117,7 +145,7 @@ export class FileHistory {
   async #read(version: Version, signal: AbortSignal): Promise<Content> {
     if (version.kind === 'deleted') return { kind: 'nothing', why: 'The file was deleted here.' };
     try {
-      const blob = await this.workspace.api.version(this.path, version.seq, signal);
+      const blob = await inTime((s) => this.workspace.api.version(this.path, version.seq, s), signal, LONG_PATIENCE);
       const text = blob.size > MAX_TEXT ? null : textOf(new Uint8Array(await blob.arrayBuffer()));
       const content: Content = text === null ? { kind: 'bytes', blob } : { kind: 'text', text, blob };
       this.#keep(version.seq, content);
@@ -135,10 +163,16 @@ export class FileHistory {
     const [oldest] = this.#kept.keys();
     if (this.#kept.size > MAX_KEPT) this.#kept.delete(oldest!);
   }
+}
 
-  destroy(): void {
-    clearTimeout(this.#timer);
-    this.#stop.abort();
-    this.#fetching?.abort();
+const known = new WeakMap<OpenDoc, FileHistory>();
+
+/** The history of an open file: the same one as long as the file is open. */
+export function historyOf(workspace: Workspace, doc: OpenDoc): FileHistory {
+  let found = known.get(doc);
+  if (!found) {
+    found = new FileHistory(workspace, doc.path);
+    known.set(doc, found);
   }
+  return found;
 }

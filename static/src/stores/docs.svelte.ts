@@ -51,8 +51,6 @@ export class OpenDoc {
   stash = $state<string | null>(null);
   /** Its history is shown in the place of its text. */
   history = $state(false);
-  /** The version of it that was last looked at. */
-  version: number | null = null;
   /** The last text seen, for 'restore as new' after a deletion. */
   lastText = '';
   #version = $state(0);

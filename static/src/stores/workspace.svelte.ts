@@ -99,7 +99,6 @@ export class Workspace {
     const doc = this.docs.get(path);
     if (!doc?.history) return;
     doc.history = false;
-    doc.version = null;
     this.focusAsked += 1;
   }
 
