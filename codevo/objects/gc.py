@@ -7,6 +7,7 @@ reaches stays, whatever its age. Keys that are not of our shapes are never touch
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from pod_runtime.journal import projects as journal
 from pod_runtime.journal import reader
 from pod_runtime.journal.projects import Prefixed
 from pod_runtime.journal.reader import SNAPSHOTS, LogError, seq_of
-from pod_runtime.journal.store import ObjectInfo, ObjectStore
+from pod_runtime.journal.store import ObjectInfo, ObjectStore, one_error
 from pod_runtime.journal.writer import KEEP, compact
 
 #: The age below which nothing is collected.
@@ -27,6 +28,8 @@ AGE = KEEP
 _PROJECTS = "projects/"
 _TEMPLATES = "templates/"
 _BATCH = 200
+#: Projects whose logs are looked at together.
+_PARALLEL = 8
 _PROJECT = re.compile(r"projects/[a-z2-7]{16}/")
 _TEMPLATE = re.compile(r"templates/[a-z][a-z0-9-]{0,31}/[0-9a-f]{16}/")
 
@@ -111,8 +114,13 @@ class Collector:
             )
         for group in orphans:
             await self._orphan(group, limit)
-        for ident in known:
-            await self._tidy(ident, now)
+        gate = asyncio.Semaphore(_PARALLEL)
+        with one_error():
+            async with asyncio.TaskGroup() as tasks:
+                for ident in known:
+                    await gate.acquire()
+                    task = tasks.create_task(self._tidy(ident, now))
+                    task.add_done_callback(lambda _: gate.release())
         async for group in self._groups(_TEMPLATES, _TEMPLATE):
             if group.newest < limit and not any(key.startswith(group.prefix) for key in self._current):
                 await self._drop(group, "no template of this version")

@@ -17,10 +17,11 @@ from codevo.objects.archives import Bounds, Refused, convert
 
 #: Bytes of address space, seconds of CPU.
 MEMORY = 2**30
-CPU = 900
+CPU = 600
 
 
 def _limit() -> None:
+    os.nice(10)  # people who work come first
     for what, most in (
         (resource.RLIMIT_AS, MEMORY),
         (resource.RLIMIT_CPU, CPU),

@@ -16,7 +16,7 @@ from pathlib import Path
 from pod_runtime.journal import checkpoints, reader
 from pod_runtime.journal.format import Area, Kind, Member, Meta, check_path, encode_body, meta_frame, now
 from pod_runtime.journal.reader import HEAD, Checkpoint, Head, journal_key, snapshot_key
-from pod_runtime.journal.store import ObjectInfo, ObjectStore, PreconditionFailed
+from pod_runtime.journal.store import ObjectInfo, ObjectStore, PreconditionFailed, one_error
 
 PARALLEL_COPIES = 16
 
@@ -98,11 +98,12 @@ async def fork(store: ObjectStore, source: str, target: str) -> int:
         async with gate:
             await store.copy(source + key, target + key)
 
-    async with asyncio.TaskGroup() as group:
-        if log.snapshot is not None:
-            group.create_task(one(snapshot_key(log.snapshot)))
-        for seq in log.tail:
-            group.create_task(one(journal_key(seq)))
+    with one_error():
+        async with asyncio.TaskGroup() as group:
+            if log.snapshot is not None:
+                group.create_task(one(snapshot_key(log.snapshot)))
+            for seq in log.tail:
+                group.create_task(one(journal_key(seq)))
     if log.snapshot is None:
         # HEAD names a snapshot, so a log without one gets an empty one to start from
         frame = meta_frame(Meta("snapshot", 0, "fork", 0, "", now()))

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from pod_runtime.journal.store import NotFound, ObjectInfo, PreconditionFailed, StoreError
+from pod_runtime.journal.store import NotFound, ObjectInfo, PreconditionFailed, StoreError, one_error
 from pod_runtime.protocol.config import StoreConfig
 
 PART = 8 * 2**20
@@ -260,9 +260,10 @@ class S3Store:
                 with contextlib.suppress(NotFound):
                     await self._retry(once, key)
 
-        async with asyncio.TaskGroup() as group:
-            for key in keys:
-                group.create_task(one(key))
+        with one_error():
+            async with asyncio.TaskGroup() as group:
+                for key in keys:
+                    group.create_task(one(key))
 
     async def _call(self, name: str, key: str, **arguments: Any) -> Any:
         with _mapped(key):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import contextlib
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -19,6 +20,18 @@ class NotFound(StoreError):
 
 class PreconditionFailed(StoreError):
     """``If-None-Match`` or ``If-Match`` did not hold (HTTP 412)."""
+
+
+@contextlib.contextmanager
+def one_error() -> Iterator[None]:
+    """Raises the first error of a `TaskGroup` instead of the group: callers look for `StoreError`."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        first: BaseException = group
+        while isinstance(first, BaseExceptionGroup):
+            first = first.exceptions[0]
+        raise first from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ import zstandard
 
 from codevo.embedded.s3 import S3Settings
 from codevo.spawner.base import ServerState
+from pod_runtime.journal.store import StoreError
 from tests.codevo.hubs import TestHub, open_hub
 
 GONE = "a" * 16
@@ -104,6 +105,26 @@ async def test_a_template_that_vanished_from_the_bucket_is_published_again(hub: 
     await hub.project(ann)
     await hub.hub.bucket.store.delete(*await keys(hub, "templates/tiny/"))
     await hub.project(ann)
+
+
+async def test_a_store_that_goes_away_is_said_so(hub: TestHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    ann = await hub.person("ann")
+    project = await hub.project(ann)
+    store = type(hub.hub.bucket.store)
+
+    async def away(*_: object, **__: object) -> None:
+        raise StoreError("away")
+
+    monkeypatch.setattr(store, "copy", away)  # one of several that are under way together
+    await ann("POST", f"/api/projects/{project}/fork", {}, expect=503)
+    monkeypatch.undo()
+    assert len((await ann("GET", "/api/projects")).json) == 1
+    client = hub.hub.bucket.store._client
+    monkeypatch.setattr(client, "delete_object", away)
+    await ann("DELETE", f"/api/projects/{project}", expect=204)  # the objects are collected later
+    assert (await ann("GET", "/api/projects")).json == []
+    monkeypatch.undo()
+    assert await keys(hub, f"projects/{project}/")
 
 
 async def test_one_person_owns_so_many(mongo_url: str, s3: S3Settings, tmp_path: Path) -> None:
