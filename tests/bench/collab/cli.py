@@ -10,6 +10,7 @@ import logging
 import os
 import statistics
 import tempfile
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -18,12 +19,16 @@ from typing import Any
 from codevo.embedded import EmbeddedServices
 from codevo.embedded.s3 import S3Settings
 from tests.bench.collab import servers
-from tests.bench.collab.servers import Peers, Server
+from tests.bench.collab.requests import counted, hourly
+from tests.bench.collab.restore import Restores
 from tests.bench.collab.rooms import prepared, replay, typing
+from tests.bench.collab.servers import Peers, Server
 
 TRACE = "CODEVO_BENCH_TRACE"
 SERVERS = ("worker", "worker-no-store", "hub", "pycrdt-websocket", "y-websocket", "hocuspocus")
-PARTS = ("typing", "trace")
+PARTS = ("typing", "trace", "restore", "requests")
+#: Files and bytes of the workspaces that are restored.
+WORKSPACES = ((1_000, 20 * 10**6), (10_000, 150 * 10**6))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -32,6 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--servers", nargs="+", choices=SERVERS, default=list(SERVERS))
     parser.add_argument("--clients", nargs="+", type=int, default=[2, 10, 30])
     parser.add_argument("--seconds", type=float, default=10.0, help="of measured typing")
+    parser.add_argument("--minutes", type=float, default=1.0, help="of typing while requests are counted")
     parser.add_argument("--repeat", type=int, default=1, help="rounds; the median is shown")
     parser.add_argument("--trace", type=Path, help=f"a recorded editing session (.json.gz); or ${TRACE}")
     parser.add_argument("--json", type=Path, help="write all figures there")
@@ -104,6 +110,44 @@ class Bench:
             "A real session of one writer: seconds to take it, then to load it; MiB",
             ["server", *columns],
             [[r["server"], *(r[c] for c in columns)] for r in results],
+        )
+        return results
+
+    async def restore(self) -> list[dict[str, Any]]:
+        """Whole workspaces, from the local S3 server."""
+        restores = Restores(self._peers, self._s3, self._folder)
+        results = [
+            await restores.measure(files, size, max(3, self._arguments.repeat)) for files, size in WORKSPACES
+        ]
+        columns = ("files", "bytes", "log", "get", "rclone", "get_ratio", "rclone_ratio")
+        _table(
+            "A workspace from the bucket: seconds, and how many times longer than by our log",
+            list(columns),
+            [[r[c] for c in columns] for r in results],
+        )
+        return results
+
+    async def requests(self) -> list[dict[str, Any]]:
+        """The bucket's requests while one and while ten people type without a pause."""
+        results = []
+        for clients in (1, 10):
+            self._number += 1
+            async with counted(self._s3) as (s3, seen):
+                folder = self._folder / f"{self._number}"
+                async with servers.worker(folder, s3, ["typing.txt"]) as server:
+                    seconds = self._arguments.minutes * 60
+                    counts: list[Counter[str]] = []
+                    await typing(
+                        self._peers, server, "typing.txt", clients, seconds,
+                        mark=lambda seen=seen, counts=counts: counts.append(seen.copy()),
+                    )  # fmt: skip
+                    found = hourly(counts[1] - counts[0], seconds)
+            results.append({"clients": clients} | found)
+        columns = ("clients", "class_a_per_hour", "class_b_per_hour", "dollars_per_1000_hours", "seen")
+        _table(
+            "Requests to the bucket, extrapolated to an hour of typing, and R2's price for them",
+            list(columns),
+            [[r[c] for c in columns] for r in results],
         )
         return results
 

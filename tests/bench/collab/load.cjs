@@ -171,16 +171,16 @@ async function typing (options) {
   timers.forEach(clearTimeout)
   // what is under way still arrives
   const deadline = performance.now() + 5000
-  while ([...edits.values()].some(e => e.measured) && performance.now() < deadline) {
+  while (options.clients > 1 && [...edits.values()].some(e => e.measured) && performance.now() < deadline) {
     await new Promise(resolve => setTimeout(resolve, 20))
   }
   const lost = [...edits.values()].filter(e => e.measured).length
   everybody.sort((a, b) => a - b)
   each.sort((a, b) => a - b)
   say({
-    p50: at(everybody, 0.5), p99: at(everybody, 0.99), max: everybody[everybody.length - 1],
-    each_p50: at(each, 0.5), each_p99: at(each, 0.99),
-    edits: everybody.length, lost, delivered, seconds: took,
+    p50: at(everybody, 0.5) ?? 0, p99: at(everybody, 0.99) ?? 0, max: everybody[everybody.length - 1] ?? 0,
+    each_p50: at(each, 0.5) ?? 0, each_p99: at(each, 0.99) ?? 0,
+    edits: options.clients > 1 ? everybody.length : edits.size, lost: options.clients > 1 ? lost : 0, delivered, seconds: took,
     load_cpu: (used.user + used.system) / 1e6 / took, load_lag_p99: lag.percentile(99) / 1e6
   })
   clients.forEach(c => c.close())

@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import json
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,18 +62,26 @@ def _options(server: Server, document: str) -> dict[str, Any]:
 
 
 async def typing(
-    peers: Peers, server: Server, document: str, clients: int, seconds: float, rate: float = 5.0
+    peers: Peers,
+    server: Server,
+    document: str,
+    clients: int,
+    seconds: float,
+    rate: float = 5.0,
+    mark: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """``clients`` type ``rate`` keys a second each. Latencies in ms, processor time in ms per 1,000 edits
-    that arrived at somebody, memory in MiB."""
+    that arrived at somebody, memory in MiB. ``mark`` is called where the measured time begins and ends."""
     options = _options(server, document) | {
         "clients": clients, "rate": rate, "seconds": seconds, "warmup": 3,
     }  # fmt: skip
     async with _load(peers, "typing", options) as load:
         await load.heard(60)
         before = server.cpu()
+        mark()
         await load.go_on()
         await load.heard(seconds + 60)
+        mark()
         used, memory = server.cpu() - before, server.memory()
         await load.go_on()
         found: dict[str, Any] = await load.heard(60)
