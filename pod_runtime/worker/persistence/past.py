@@ -13,16 +13,13 @@ from pod_runtime.journal import checkpoints, reader
 from pod_runtime.journal.reader import Checkpoint
 from pod_runtime.journal.store import NotFound, StoreError
 from pod_runtime.journal.versions import Version
-from pod_runtime.journal.writer import LogWriter
 from pod_runtime.worker import merge, safefs
 from pod_runtime.worker.persistence.aside import SetAside, aside_folder
 from pod_runtime.worker.persistence.changes import Stopped
 from pod_runtime.worker.persistence.ignore import Ignore
-from pod_runtime.worker.persistence.maintenance import Maintenance
-from pod_runtime.worker.persistence.manifest import Manifest
 from pod_runtime.worker.persistence.notices import Notices
 from pod_runtime.worker.persistence.rewind import Rewinder, Waiting
-from pod_runtime.worker.persistence.timeline import Timeline
+from pod_runtime.worker.persistence.session import Session
 from pod_runtime.worker.ports import Documents, DurabilityStatus
 from pod_runtime.worker.textfile import NotText, TextFile
 
@@ -60,10 +57,7 @@ class Parts:
 
     root: safefs.Root
     documents: Documents
-    manifest: Manifest
-    writer: LogWriter
-    timeline: Timeline
-    maintenance: Maintenance
+    session: Session
     notices: Notices
     spool: Path
     flush: Callable[[], Awaitable[DurabilityStatus]]
@@ -95,13 +89,13 @@ class Past:
         self, path: str, *, before: int | None = None, limit: int = 50
     ) -> tuple[list[Version], bool]:
         """See `Timeline.versions`."""
-        return await self._parts.timeline.versions(path, before=before, limit=limit)
+        return await self._parts.session.timeline.versions(path, before=before, limit=limit)
 
     async def read(self, path: str, seq: int, limit: int) -> bytes | None:
         """See `Timeline.read`. A state that is yet to come has no files."""
-        if seq > self._parts.writer.last:
+        if seq > self._parts.session.writer.last:
             return None
-        return await self._parts.timeline.read(path, seq, limit)
+        return await self._parts.session.timeline.read(path, seq, limit)
 
     # -- checkpoints
 
@@ -113,7 +107,7 @@ class Past:
         if status.pending:
             raise NotDurable(status.last_error or "The object store did not take everything yet")
         return await checkpoints.add(
-            parts.writer.store, name, parts.writer.last, by=by, auto=auto, known=True
+            parts.session.writer.store, name, parts.session.writer.last, by=by, auto=auto, known=True
         )
 
     async def restore(self, seq: int, *, by: str) -> Restored:
@@ -141,11 +135,11 @@ class Past:
 
     async def _run(self, seq: int, by: str) -> Restored:
         parts = self._parts
-        store = parts.writer.store
+        store = parts.session.writer.store
         mark = next((m for m in await checkpoints.listed(store) if m.seq == seq), None)
         if mark is None:
             raise UnknownCheckpoint
-        async with parts.maintenance.paused():  # compaction must not take away what we read
+        async with parts.session.maintenance.paused():  # compaction must not take away what we read
             plan = await reader.plan(store, await reader.load(store, seq))
             kept = await self.checkpoint(
                 f"Before restoring {mark.name}"[: checkpoints.MAX_NAME], by=by, auto=True
@@ -153,7 +147,7 @@ class Past:
             rewinder = Rewinder(
                 parts.root,
                 SetAside(parts.root, aside_folder()),
-                dict(parts.manifest.entries),
+                dict(parts.session.manifest.entries),
                 parts.ignore(),
                 parts.spool,
             )
@@ -233,7 +227,7 @@ class Past:
             await asyncio.to_thread(rewinder.put, item.path, item.mode, new)
 
     async def _merged(self, rewinder: Rewinder, path: str, before: int, now: bytes, new: bytes) -> bytes:
-        base = await self._parts.timeline.read(path, before, self._parts.max_document)
+        base = await self._parts.session.timeline.read(path, before, self._parts.max_document)
         try:
             texts = [TextFile.decode(data or b"") for data in (base, now, new)]
         except NotText:

@@ -5,12 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import fcntl
 import logging
-import os
-import random
 import sqlite3
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,8 +22,10 @@ from pod_runtime.worker.persistence.ignore import MAX_TOML, Ignore, patterns_of
 from pod_runtime.worker.persistence.maintenance import Maintenance
 from pod_runtime.worker.persistence.manifest import UNKNOWN, Delta, Manifest
 from pod_runtime.worker.persistence.notices import Notices
-from pod_runtime.worker.persistence.opening import Opener, Progress
+from pod_runtime.worker.persistence.opening import Progress
 from pod_runtime.worker.persistence.past import Parts, Past
+from pod_runtime.worker.persistence.session import backoff as _backoff
+from pod_runtime.worker.persistence.session import begin
 from pod_runtime.worker.persistence.timeline import Timeline
 from pod_runtime.worker.ports import Documents, DurabilityStatus
 
@@ -40,7 +38,6 @@ MAX_TOUCHED = 1000
 #: Seconds between full looks, at least; a look that takes long is done less often.
 SCAN_INTERVAL = 60.0
 SCAN_SHARE = 50
-MAX_BACKOFF = 30.0
 FLUSH_ATTEMPTS = 3
 #: A store that hangs times out only after minutes; people are told after so many seconds.
 SLOW_COMMIT = 10.0
@@ -82,6 +79,7 @@ class Persister:
         self._since: dict[str, int] = {}
         self._in_flight: tuple[Prepared, int] | None = None
         self._last_error: str | None = None
+        self._unsynced: OSError | None = None
         self._last_commit: str | None = None
         self._ignore = Ignore()
         self._next_scan = 0.0
@@ -110,60 +108,23 @@ class Persister:
             raise
 
     async def _open(self, progress: Progress) -> None:
-        await asyncio.to_thread(self._prepare_state)
-        store = self._given
-        if store is None:
-            from pod_runtime.journal.s3 import S3Store
-
-            store = await self._stack.enter_async_context(S3Store(self._config.store))
-        self._manifest = await asyncio.to_thread(Manifest, self._spool / "manifest.db")
-        self._stack.callback(self._manifest.close)
-        self._writer = LogWriter(store, self._config.generation)
-        failures = 0
-        while True:
-            opener = Opener(
-                self._root,
-                self._documents,
-                self._manifest,
-                self._writer,
-                spool=self._spool,
-                max_workspace=self._config.max_workspace,
-                notice=self._notice,
-                progress=progress,
-            )
-            try:
-                await opener.run()
-                break
-            except reader.LogError:
-                raise
-            except StoreError as e:
-                failures += 1
-                if failures >= 6:
-                    raise
-                progress(0, "Waiting for the object store")
-                log.warning("cannot open the log: %s", e)
-                await asyncio.sleep(_backoff(failures))
-        self.timeline = await asyncio.to_thread(Timeline, store, self._spool / "index.db")
-        self._stack.callback(self.timeline.close)
-        # the first record of a log is the `open` of its first worker
-        started = self._writer.last if self._writer.last > 1 else None
-        self._maintenance = Maintenance(self._writer, self.timeline, started)
-        self.past = self._past(self._manifest, self._writer, self.timeline, self._maintenance)
-        self._version = int(self._manifest.info.get("version", "0")) + 1
-        self._durable = self._version - 1  # the first look decides
-        self._last_commit = now()
-
-    def _past(
-        self, manifest: Manifest, writer: LogWriter, timeline: Timeline, maintenance: Maintenance
-    ) -> Past:
-        return Past(
+        session = await begin(
+            self._stack,
+            self._spool,
+            self._config,
+            self._root,
+            self._documents,
+            self._given,
+            notice=self._notice,
+            progress=progress,
+        )
+        self._manifest, self._writer = session.manifest, session.writer
+        self.timeline, self._maintenance = session.timeline, session.maintenance
+        self.past = Past(
             Parts(
                 self._root,
                 self._documents,
-                manifest,
-                writer,
-                timeline,
-                maintenance,
+                session,
                 self._notices,
                 self._spool,
                 self.flush,
@@ -172,22 +133,9 @@ class Persister:
                 self._config.max_document,
             )
         )
-
-    def _prepare_state(self) -> None:
-        self._spool.mkdir(parents=True, exist_ok=True, mode=0o700)
-        fd = os.open(self._spool / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        self._stack.callback(os.close, fd)
-        deadline = time.monotonic() + 10
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.05)
-        for left in self._spool.glob("commit-*"):
-            left.unlink(missing_ok=True)
+        self._version = int(self._manifest.info.get("version", "0")) + 1
+        self._durable = self._version - 1  # the first look decides
+        self._last_commit = now()
 
     def start(self) -> None:
         """Begin committing."""
@@ -315,6 +263,7 @@ class Persister:
             if self._in_flight is None:
                 await self._prepare()
             if self._in_flight is None:
+                self._check_synced()
                 self._tell()
                 return
             prepared, version = self._in_flight
@@ -335,6 +284,14 @@ class Persister:
             finally:
                 slow.cancel()
             await self._landed(prepared, version, seq)
+            self._check_synced()
+
+    def _check_synced(self) -> None:
+        """Raise when what was committed last could be forgotten here by a crash."""
+        if self._unsynced is not None:
+            self._everything = True
+            self._failed(f"The worker's own folder cannot be written: {self._unsynced.strerror}")
+            raise self._unsynced
 
     async def _prepare(self) -> None:
         """Look and pack; leaves ``_in_flight`` or, when nothing changed, only the manifest's notes."""
@@ -351,6 +308,10 @@ class Persister:
             # whatever its version, and compared by hash
             fresh = paths | live if everything else paths
             captures = self._documents.capture({p: v for p, v in self._since.items() if p not in fresh})
+            self._unsynced = await self._documents.sync()
+            if self._unsynced is not None:
+                # it is committed all the same, for who comes after this machine, but not called durable
+                version = self._durable
             if everything or "codevo.toml" in paths:
                 before = self._ignore.patterns
                 await asyncio.to_thread(self._read_ignore, self._notices.from_threads())
@@ -478,7 +439,3 @@ class Persister:
         self._told = status
         for callback in list(self._subscribers):
             callback(status)
-
-
-def _backoff(failures: int) -> float:
-    return float(min(0.5 * 2 ** (failures - 1), MAX_BACKOFF) * random.uniform(0.5, 1.0))  # noqa: S311

@@ -638,6 +638,7 @@ def test_crashes_at_every_step_lose_nothing(seed: int) -> None:
     seen: list[object] = []
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr("pod_runtime.worker.persistence.persister._backoff", lambda failures: 0.0)
+        patch.setattr("pod_runtime.worker.persistence.session.backoff", lambda failures: 0.0)
         asyncio.run(run(Path(folder)))
 
 

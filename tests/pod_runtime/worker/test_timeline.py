@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import shutil
+import tempfile
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from pod_runtime.journal import checkpoints, projects, writer
 from pod_runtime.journal.format import Area, Kind, Member, encode_body
 from pod_runtime.journal.memory import MemoryStore
 from pod_runtime.journal.reader import journal_key
-from pod_runtime.journal.store import StoreError
+from pod_runtime.journal.store import NotFound, StoreError
 from pod_runtime.journal.versions import Change
 from pod_runtime.journal.writer import Commit, LogWriter
 from pod_runtime.protocol.roles import Role
 from pod_runtime.worker.persistence import index, timeline
 from pod_runtime.worker.persistence.index import Index, Known, Shot, merged
+from pod_runtime.worker.persistence.timeline import Timeline
 from tests.pod_runtime.worker.logged import LoggedSite
 
 LATER = datetime.now(UTC) + timedelta(days=2)
@@ -192,6 +197,7 @@ async def test_a_bounded_number_of_records_is_looked_at(
     monkeypatch.setattr(timeline, "MAX_LOOKED", 4)
     site = LoggedSite(tmp_path)
     await site.start()
+    await site.flush()
     for n in range(10):
         (site.path / "f").write_text("x" * n)
         (site.path / f"g{n}").touch()
@@ -297,3 +303,97 @@ def test_snapshots_fill_what_records_do_not_tell() -> None:
     assert seqs([(8, "t", 2, 3)]) == [(5, False), (8, False), (9, True)]
     assert seqs([(8, "t", None, None)]) == [(5, False), (8, True), (9, True)]
     assert seqs([(20, "t", None, None), (30, "t", 1, 1)]) == [(5, False), (9, True), (30, False)]
+
+
+# -- properties
+
+NAMES = ("a", "b", "c/d")
+Step = tuple[str, str, int]
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("write"), st.sampled_from(NAMES), st.integers(0, 3)),
+        st.tuples(st.just("delete"), st.sampled_from(NAMES), st.just(0)),
+        st.tuples(
+            st.sampled_from(["commit", "snapshot", "compact", "forget", "mark", "old"]),
+            st.just(""),
+            st.just(0),
+        ),
+    ),
+    max_size=40,
+)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(steps)
+def test_what_is_listed_can_be_read_and_is_right(history: list[Step]) -> None:
+    """Whatever was snapshotted, compacted or forgotten: each state that is kept reads as it was, each version
+    that is listed can be read and is what it says, and the newest is listed."""
+
+    async def run(folder: Path) -> None:
+        store = MemoryStore()
+        log = LogWriter(store, 1)
+        await log.open()
+        models: list[dict[str, bytes]] = [{}, {}]
+        changes: dict[str, bytes | None] = {}
+        found = Timeline(store, folder / "index.db")
+        for what, path, value in history:
+            if what == "write":
+                changes[path] = bytes([value] * (value + 1))
+            elif what == "delete" and (path in models[-1] or changes.get(path)):
+                changes[path] = None
+            elif what in ("commit", "old") and changes:
+                model = dict(models[-1])
+                for name, data in changes.items():
+                    model.pop(name, None)
+                    if data is not None:
+                        model[name] = data
+                body = encode_body(
+                    [(Member(Area.WORKSPACE, n, size=len(d)), d) for n, d in changes.items() if d is not None]
+                )
+                gone = tuple(f"workspace/{n}" for n, d in changes.items() if d is None)
+                said = dict.fromkeys(changes, ("ana",)) if what == "commit" else None
+                seq = await log.append(Commit(body, gone, changed=said, changed_count=len(changes)))
+                assert seq == len(models)
+                models.append(model)
+                changes = {}
+                found.listing_changed()
+            elif what == "snapshot":
+                await log.snapshot()
+                found.listing_changed()
+            elif what == "compact":
+                await writer.compact(store, at=LATER)
+                found.listing_changed()
+            elif what == "mark":
+                await checkpoints.add(store, f"mark {log.last}", log.last)
+            elif what == "forget":
+                found.close()
+                for file in folder.glob("index.db*"):
+                    file.unlink()
+                found = Timeline(store, folder / "index.db")
+        for name in NAMES:
+            readable = []
+            for seq, model in enumerate(models):
+                try:
+                    assert await found.read(name, seq, 100) == model.get(name), (name, seq)
+                except NotFound:
+                    continue
+                readable.append(seq)
+            assert log.last in readable
+            listed, more = await found.versions(name, before=None, limit=100)
+            assert not more
+            seqs = [v.seq for v in listed]
+            assert seqs == sorted(set(seqs), reverse=True)
+            for version in listed:
+                content = await found.read(name, version.seq, 100)
+                assert content == models[version.seq].get(name)
+                assert version.gone == (content is None)
+                assert version.size in (None, content and len(content))
+            if name in models[-1]:
+                assert listed, name
+                assert models[listed[0].seq][name] == models[-1][name]
+            elif listed:
+                assert listed[0].gone
+        found.close()
+
+    with tempfile.TemporaryDirectory() as folder:
+        asyncio.run(run(Path(folder)))
