@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pod_runtime.journal.format import Kind
+from pod_runtime.journal.ignore import Ignore
 from pod_runtime.worker import safefs
 from pod_runtime.worker.persistence.changes import MAX_FILE, Changes
-from pod_runtime.worker.persistence.ignore import Ignore
 from pod_runtime.worker.persistence.manifest import Manifest
 from pod_runtime.worker.ports import DocumentCapture
 

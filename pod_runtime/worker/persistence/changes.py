@@ -21,10 +21,10 @@ from pod_runtime.journal.format import (
     Member,
     check_path,
 )
+from pod_runtime.journal.ignore import Ignore
 from pod_runtime.journal.writer import Commit
 from pod_runtime.worker import safefs
 from pod_runtime.worker.authors import Taken
-from pod_runtime.worker.persistence.ignore import Ignore
 from pod_runtime.worker.persistence.manifest import Delta, Doc, Entry, Manifest
 from pod_runtime.worker.ports import DocumentCapture
 

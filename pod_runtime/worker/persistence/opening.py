@@ -12,13 +12,13 @@ from pathlib import Path
 
 from pod_runtime.journal import reader
 from pod_runtime.journal.format import Kind, Member, Meta
+from pod_runtime.journal.ignore import MAX_TOML, Ignore, patterns_of
 from pod_runtime.journal.reader import Log, journal_key
 from pod_runtime.journal.store import NotFound
 from pod_runtime.journal.writer import Fenced, LogWriter, Moved
 from pod_runtime.worker import safefs
 from pod_runtime.worker.persistence.aside import PREFIX, SetAside, aside_folder
 from pod_runtime.worker.persistence.changes import Changes, Notice
-from pod_runtime.worker.persistence.ignore import MAX_TOML, Ignore, patterns_of
 from pod_runtime.worker.persistence.manifest import HELD_FULL, UNKNOWN, Delta, Entry, Manifest
 from pod_runtime.worker.persistence.restore import Restorer
 from pod_runtime.worker.ports import Documents

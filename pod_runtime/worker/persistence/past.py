@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pod_runtime.journal import checkpoints, reader
+from pod_runtime.journal.ignore import Ignore
 from pod_runtime.journal.reader import Checkpoint
 from pod_runtime.journal.store import NotFound, StoreError
 from pod_runtime.journal.versions import Version
 from pod_runtime.worker import merge, safefs
 from pod_runtime.worker.persistence.aside import SetAside, aside_folder
 from pod_runtime.worker.persistence.changes import Stopped
-from pod_runtime.worker.persistence.ignore import Ignore
 from pod_runtime.worker.persistence.notices import Notices
 from pod_runtime.worker.persistence.rewind import Rewinder, Waiting
 from pod_runtime.worker.persistence.session import Session

@@ -12,13 +12,13 @@ from pathlib import Path
 
 from pod_runtime.journal import reader
 from pod_runtime.journal.format import now
+from pod_runtime.journal.ignore import MAX_TOML, Ignore, patterns_of
 from pod_runtime.journal.store import ObjectStore, StoreError
 from pod_runtime.journal.writer import Fenced, LogWriter, Moved
 from pod_runtime.protocol.config import WorkerConfig
 from pod_runtime.worker import safefs
 from pod_runtime.worker.persistence.aside import SetAside, aside_folder, set_unsaved_aside
 from pod_runtime.worker.persistence.changes import Changes, Notice, Prepared, Stopped
-from pod_runtime.worker.persistence.ignore import MAX_TOML, Ignore, patterns_of
 from pod_runtime.worker.persistence.maintenance import Maintenance
 from pod_runtime.worker.persistence.manifest import UNKNOWN, Delta, Manifest
 from pod_runtime.worker.persistence.notices import Notices

@@ -18,10 +18,10 @@ from stat import S_IMODE
 from typing import IO
 
 from pod_runtime.journal.format import Area, Kind, Member, Meta
+from pod_runtime.journal.ignore import MAX_TOML, Ignore, patterns_of
 from pod_runtime.worker import safefs
 from pod_runtime.worker.persistence.aside import ASIDE, SetAside
 from pod_runtime.worker.persistence.changes import MAX_FILE, Stopped
-from pod_runtime.worker.persistence.ignore import MAX_TOML, Ignore, patterns_of
 from pod_runtime.worker.persistence.manifest import Entry
 
 #: A file is held in memory up to this size until it is compared, bytes; one that waits, less.
