@@ -32,7 +32,7 @@ from pod_runtime.journal.format import (
     check_path,
     parse_mtime,
 )
-from pod_runtime.worker.persistence.ignore import MAX_TOML, Ignore, patterns_of
+from pod_runtime.journal.ignore import MAX_TOML, Ignore, patterns_of
 
 ZIP: Final = "zip"
 TAR_ZST: Final = "tar.zst"
