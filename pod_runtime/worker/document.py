@@ -109,6 +109,28 @@ def new_history(text: str) -> tuple[int, bytes]:
     return epoch, doc.get_update()
 
 
+def _edit(text: Text, changes: list[merge.Edit]) -> None:
+    for change in reversed(changes):
+        if change.end > change.start:
+            del text[change.start : change.end]
+        if change.text:
+            text.insert(change.start, change.text)
+
+
+def _edited(state: bytes, client: int, changes: list[merge.Edit]) -> bytes:
+    """The update of ``changes`` to a document of this state, made apart from it. It counts on as the document
+    itself would, so nothing else may be made under its client id until the update is applied."""
+    apart: Doc[Any] = Doc(client_id=client)
+    apart.apply_update(state)
+    updates: list[bytes] = []
+    subscription = apart.observe(lambda event: updates.append(event.update))
+    with apart.transaction():
+        _edit(apart.get("source", type=Text), changes)
+    apart.unobserve(subscription)
+    (update,) = updates
+    return update
+
+
 class Document:
     """See the module. Made by `load`; ``touched`` is called at each change, from the loop."""
 
@@ -137,6 +159,7 @@ class Document:
         self._base = base
         self._disk, self._crlf, self._key = disk.digest, disk.file.crlf, disk.key
         self._compact_size = history.size
+        self._recorded = False
         self._dirty = asyncio.Event()
         self._subscription = doc.observe(self._on_change)
         self.room = Room(doc, history.epoch, self._admit)
@@ -181,27 +204,32 @@ class Document:
         source: Text = doc.get("source", type=Text)
         # a state older than the last save is not ours to go on from: somebody has put it back
         marks = possible(content.marks)
-        guesses = {mark.updates: "" for mark in marks[-_MAX_GUESSES:]}
+        texts = {mark.updates: "" for mark in marks}
         for number, update in enumerate(content.updates, 1):
             doc.apply_update(update)
-            if number in guesses:
-                guesses[number] = str(source)
+            if number in texts:
+                texts[number] = str(source)
+        guesses = {mark: texts[mark.updates] if mark.text is None else mark.text for mark in marks}
         mark = newest_match(marks, disk.digest)
-        known = mark is not None and mark.updates in guesses
-        if not known:
+        known = mark is not None
+        if mark is None:
             # killed after a save that the log does not know to be done, and changed since: it came from one
             # of these, and to compare it with another would double what stands in both
             mark = min(
                 reversed(marks[-_MAX_GUESSES:]),
-                key=lambda m: merge.distance(guesses[m.updates], disk.file.text),
+                key=lambda m: merge.distance(guesses[m], disk.file.text),
                 default=None,
             )
-        base = guesses[mark.updates] if mark is not None else str(source)
+        base = guesses[mark] if mark is not None else str(source)
         document = cls(path, root, limit, doc, store.open(path, content), base, disk, touched)
         windows = sha256(TextFile(base, True).encode())
         document._crlf = windows == mark.sha256 if mark is not None else disk.file.crlf
         if not known:
-            document._take(disk)
+            # nobody has it yet, and `history.sync` comes before anybody gets it
+            merged, changes = document._plan(disk)
+            with doc.transaction(origin="disk"):
+                _edit(source, changes)
+            document._known(disk, merged)
         if document.text != document._base:
             document._changed()
         return document
@@ -229,7 +257,8 @@ class Document:
     def _on_change(self, event: TransactionEvent) -> None:
         update = event.update
         if update != b"\x00\x00":
-            self.history.append(update)
+            if not self._recorded:
+                self.history.append(update)
             self._changed()
 
     def _changed(self) -> None:
@@ -250,25 +279,54 @@ class Document:
         if len(update) > 4 * self._limit:
             raise too_large(self._limit)
 
-    def _take(self, disk: DiskFile, merged: str | None = None) -> None:
-        """Make an outside state of the file part of the document, as one minimal transaction."""
+    def _plan(self, disk: DiskFile, merged: str | None = None) -> tuple[str, list[merge.Edit]]:
+        """The text with an outside state of the file merged in, and the smallest edits that lead there."""
         ours = self.text
         if merged is None:
             merged = merge.merge(*self._sides(disk))
         if len(merged.encode()) > self._limit:
             raise too_large(self._limit)
-        changes = merge.to_utf8(ours, merge.edits(ours, merged))
-        if changes:
-            with self._doc.transaction(origin="disk"):
-                for change in reversed(changes):
-                    if change.end > change.start:
-                        del self._source[change.start : change.end]
-                    if change.text:
-                        self._source.insert(change.start, change.text)
+        return merged, merge.to_utf8(ours, merge.edits(ours, merged))
+
+    def _known(self, disk: DiskFile, merged: str) -> None:
+        """An outside state of the file is in the history: it is the base from here on."""
         self._base = disk.file.text
         self._disk, self._crlf, self._key = disk.digest, disk.file.crlf, disk.key
-        if merged == disk.file.text:
-            self.history.mark(SavedMark(disk.digest, self.history.count, True))
+        text = None if merged == disk.file.text else disk.file.text
+        self.history.mark(SavedMark(disk.digest, self.history.count, True, text))
+
+    async def _take(self, disk: DiskFile) -> None:
+        """Make an outside state of the file part of the document, as one minimal transaction. Lock held.
+
+        It is in the history for good before anybody sees it: taken in once more after a crash, it would
+        stand there twice as soon as a client came back with the first.
+        """
+        while True:
+            sides, version = self._sides(disk), self.version
+            merged = None
+            if max(map(len, sides)) > _MERGE_INLINE:
+                merged = await asyncio.to_thread(merge.merge, *sides)
+            if version == self.version:
+                break
+        merged, changes = self._plan(disk, merged)
+        if not changes:
+            self._known(disk, merged)
+            return
+        work = (self._doc.get_update(), self._doc.client_id, changes)
+        large = len(work[0]) > _MERGE_INLINE
+        update = await asyncio.to_thread(_edited, *work) if large else _edited(*work)
+        self.history.append(update)
+        self._known(disk, merged)
+        try:
+            await self.history.sync()
+        finally:
+            # whatever happened, the document is what the history says
+            self._recorded = True
+            try:
+                with self._doc.transaction(origin="disk"):
+                    self._doc.apply_update(update)
+            finally:
+                self._recorded = False
 
     def _sides(self, disk: DiskFile) -> tuple[str, str, str]:
         """What is to be merged: base, ours, theirs, with line ends that can be compared."""
@@ -311,19 +369,12 @@ class Document:
         if disk.digest == self._disk:
             self._key = disk.key
             return True
-        while True:
-            sides, version = self._sides(disk), self.version
-            merged = None
-            if max(map(len, sides)) > _MERGE_INLINE:
-                merged = await asyncio.to_thread(merge.merge, *sides)
-                if version != self.version:
-                    continue
-            try:
-                self._take(disk, merged)
-            except Refused as e:
-                await self._set_aside()
-                raise Unfit(str(e)) from e
-            return True
+        try:
+            await self._take(disk)
+        except Refused as e:
+            await self._set_aside()
+            raise Unfit(str(e)) from e
+        return True
 
     async def _set_aside(self) -> None:
         """Keep unsaved text beside a file that can no longer hold it."""

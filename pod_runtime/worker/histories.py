@@ -4,7 +4,8 @@ A record is ``length:u32 crc32:u32 kind:u8 payload`` (little endian; length and 
 payload). A torn or damaged tail is cut off when the log is opened. Kinds: `META` (JSON: path, epoch),
 `UPDATE` (a Y update, v1), `SAVING` and `SAVED` (JSON: sha256 of the file's bytes, the number of updates that
 its text was rendered from), the first before the text goes to /workspace, the second after. So after a
-crash the log tells which of its states the disk shows.
+crash the log tells which of its states the disk shows. A `SAVED` with a ``text`` is what others wrote, while
+edits were not saved: no state of the document, but the base that the next merge needs.
 """
 
 from __future__ import annotations
@@ -50,11 +51,18 @@ class Record(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class SavedMark:
-    """A state of the document that was (or was about to be) on disk."""
+    """A state of the document that was (or was about to be) on disk; or, with ``text``, what others wrote
+    there and the first ``updates`` have taken in."""
 
     sha256: str
     updates: int
     done: bool
+    text: str | None = None
+
+    @property
+    def clean(self) -> bool:
+        """Whether the file then held all of the document."""
+        return self.done and self.text is None
 
 
 @dataclass
@@ -71,7 +79,7 @@ class LogContent:
     def finished(self) -> bool:
         """Whether all of it is known to have reached /workspace."""
         last = self.marks[-1] if self.marks else None
-        return last is not None and last.done and last.updates == len(self.updates)
+        return last is not None and last.clean and last.updates == len(self.updates)
 
 
 def encode_record(kind: Record, payload: bytes) -> bytes:
@@ -98,7 +106,8 @@ def decode_log(data: bytes) -> LogContent:
             found.path, found.epoch = raw["path"], raw["epoch"]
         elif kind in (Record.SAVING, Record.SAVED):
             raw = json.loads(payload)
-            found.marks.append(SavedMark(raw["sha256"], raw["updates"], kind == Record.SAVED))
+            done = kind == Record.SAVED
+            found.marks.append(SavedMark(raw["sha256"], raw["updates"], done, raw.get("text")))
         found.size = at
     return found
 
@@ -111,7 +120,9 @@ def meta_record(path: str, epoch: int) -> bytes:
 def mark_record(mark: SavedMark) -> bytes:
     """The record of a save."""
     kind = Record.SAVED if mark.done else Record.SAVING
-    body = {"sha256": mark.sha256, "updates": mark.updates}
+    body: dict[str, str | int] = {"sha256": mark.sha256, "updates": mark.updates}
+    if mark.text is not None:
+        body["text"] = mark.text
     return encode_record(kind, json.dumps(body).encode())
 
 
@@ -137,7 +148,7 @@ class History:
     def mark(self, mark: SavedMark) -> None:
         """Queue the record of a save."""
         self._waiting.append(mark_record(mark))
-        self._finished = mark.updates if mark.done else 0
+        self._finished = mark.updates if mark.clean else 0
 
     @property
     def finished(self) -> bool:

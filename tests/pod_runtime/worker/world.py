@@ -83,7 +83,7 @@ class Page:
                 self.world.log(f"{self.name} connects to {self.path}")
                 try:
                     self._closed(await self._session())
-                except (aiohttp.ClientError, ConnectionError) as e:
+                except (aiohttp.ClientError, ConnectionError, TimeoutError) as e:
                     self.world.log(f"{self.name}: {type(e).__name__}")
             await asyncio.sleep(0.1 + self.world.chance.random.random())
 
@@ -92,7 +92,9 @@ class Page:
         url = URL(f"{world.url}/collab/{world.quote(self.path)}", encoded=True)
         while not self._out.empty():
             self._out.get_nowait()
-        self._socket = ws = await world.http.ws_connect(url, headers=world.headers(), max_msg_size=0)
+        # a killed process closes its sockets, what stands for one here may leave some
+        async with asyncio.timeout(20):
+            self._socket = ws = await world.http.ws_connect(url, headers=world.headers(), max_msg_size=0)
         writer = asyncio.create_task(self._write(ws))
         try:
             await ws.send_bytes(create_sync_message(self.doc))
