@@ -290,6 +290,11 @@ def test_what_a_viewer_sees(person: Make) -> None:
     expect(ben.editor("main.py")).to_be_visible()
 
     page.set_viewport_size(DESKTOP)
+    page.get_by_role("tab", name="main.py").click(button="right")
+    page.get_by_role("menuitem", name="History").click()
+    expect(versions(page).first).to_be_focused()
+    page.keyboard.press("Control+Shift+H")
+    expect(ben.editor("main.py")).to_be_visible()
     page.get_by_role("button", name="Checkpoints").click()
     dialog = page.get_by_role("dialog", name="Checkpoints of “Test”")
     expect(dialog.get_by_text("Only to look at")).to_be_visible()
