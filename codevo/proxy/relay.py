@@ -6,12 +6,12 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
-from tornado.iostream import IOStream, StreamClosedError
+from tornado.iostream import IOStream
 
 from codevo.proxy.frames import (
     CLOSE,
@@ -24,10 +24,11 @@ from codevo.proxy.frames import (
     encode,
     repaired_close,
 )
+from pod_runtime.protocol.sockets import take_over
 
 log = logging.getLogger(__name__)
 
-#: Most bytes read at once; with the two kernels' buffers this is all that waits in one direction.
+#: Most bytes passed on at once; when twice as much waits for one side, the other is not read.
 CHUNK = 64 * 1024
 #: Seconds between two pings to a client, and of silence after which it is gone.
 PING_INTERVAL = 30.0
@@ -57,6 +58,148 @@ class Ending:
     reason: str
 
 
+class _Side(asyncio.Protocol):
+    """One of the two connections of a relay: what came from it waits here until the other takes more."""
+
+    def __init__(self, follower: FrameFollower, take: Callable[[bytes], None], *, keep: bool) -> None:
+        self.follower = follower
+        self.transport: asyncio.Transport | None = None
+        #: Set when nothing more comes, by frame or by connection.
+        self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.lost = asyncio.Event()
+        #: What it was given waits: it takes less than comes.
+        self.full = False
+        self.on_taken: Callable[[], None] = lambda: None
+        self._other: _Side | None = None
+        self._take = take
+        self._keep = keep
+        self._loop = asyncio.get_running_loop()
+        self._pace = Pace(follower, CHUNK)
+        self._data = b""
+        self._turn: asyncio.Handle | None = None
+        self._ended = False
+
+    def begin(self, transport: asyncio.Transport, other: _Side, early: bytes, *, ended: bool = False) -> None:
+        """From now on everything goes to ``other``; ``ended``: nothing comes but ``early``."""
+        self._other = other
+        transport.set_write_buffer_limits(high=CHUNK)
+        self.transport = transport
+        self._data = early + self._data
+        self._ended = self._ended or ended or transport.is_closing()
+        self.go_on()
+
+    def write(self, data: bytes) -> None:
+        """Give it bytes; dropped when it has gone."""
+        if self.transport is not None and not self.transport.is_closing():
+            self.transport.write(data)
+
+    def stop(self) -> None:
+        """Nothing more is passed on."""
+        if self._turn is not None:
+            self._turn.cancel()
+        if not self.over.done():
+            self.over.set_result(None)
+
+    async def hang_up(self) -> None:
+        """Close; what it was given last still gets there when it is taken within `CLOSE_GRACE`."""
+        self.stop()
+        if self.transport is None:
+            return
+        self.transport.close()
+        try:
+            async with asyncio.timeout(CLOSE_GRACE):
+                await self.lost.wait()
+        except TimeoutError:
+            self.transport.abort()
+
+    # -- asyncio.Protocol
+
+    def data_received(self, data: bytes) -> None:
+        if self.over.done():
+            return
+        if self._data or self._turn is not None or self._other is None:
+            self._data += data
+        else:
+            self._data = data
+            self.go_on()
+
+    def eof_received(self) -> bool:
+        self._ended = True
+        if not self._data and self._turn is None and self._other is not None:
+            self.stop()
+        return self._keep
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.eof_received()
+        self.lost.set()
+        self.resume_writing()
+
+    def pause_writing(self) -> None:
+        self.full = True
+
+    def resume_writing(self) -> None:
+        self.full = False
+        self.on_taken()
+        if self._other is not None:
+            self._other.go_on()
+
+    # -- inside
+
+    def go_on(self) -> None:
+        """Pass on what is here, at most a chunk at once, unless the other side is behind."""
+        if self._turn is None:
+            self._next()
+
+    def _next(self) -> None:
+        self._turn = None
+        other, pause = self._other, 0.0
+        if self.over.done() or other is None:
+            return
+        if self._data and not other.full:
+            size = self._pace.size
+            data, self._data = self._data[:size], self._data[size:]
+            self._take(data)
+            if self.over.done():
+                return
+            pause = self._pace.pause(self._loop.time())
+        if pause:
+            self._turn = self._loop.call_later(pause, self._next)
+        elif self._data and not other.full:
+            self._turn = self._loop.call_soon(self._next)
+        elif self._ended and not self._data:
+            self.stop()
+        self._read(not (self._data or self._turn or other.full))
+
+    def _read(self, on: bool) -> None:
+        transport = self.transport
+        if transport is None or transport.is_closing():
+            return
+        if on and not transport.is_reading():
+            transport.resume_reading()
+        elif not on and transport.is_reading():
+            transport.pause_reading()
+
+
+async def _left(reader: asyncio.StreamReader) -> tuple[bytes, bool]:
+    """What the reader already holds, and whether the connection has ended there; waits for nothing."""
+    data = b""
+    while True:
+        reading = asyncio.create_task(reader.read(CHUNK))
+        try:
+            await asyncio.sleep(0)
+            if not reading.done():
+                return data, False
+            found = reading.result()
+        except OSError:
+            return data, True
+        finally:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+        if not found:
+            return data, True
+        data += found
+
+
 class Relay:
     """One client's socket and the pod's, joined.
 
@@ -82,31 +225,34 @@ class Relay:
         self._silence = silence
         self._from_pod = FrameFollower(masked=False, on_control=self._pod_control)
         self._from_client = FrameFollower(masked=True, on_control=self._client_control)
-        self._writing = asyncio.Lock()
+        self._loop = asyncio.get_running_loop()
+        self._client = _Side(self._from_client, self._up, keep=False)
+        self._client.on_taken = self._heard  # what waited has been taken
+        self._pod = _Side(self._from_pod, self._down, keep=True)
+        self._pod.on_taken = self._heard
         self._pending = b""  # frames of the hub that wait for a boundary
         self._ending: Ending | None = None
         self._pending_last = False
+        self._goodbye = False
         self._ended = asyncio.Event()
         self._alive = 0.0
-        self._pod_is_slow = False  # then the client is not read, and its silence says nothing
 
     def close(self, code: int, reason: str) -> None:
         """End the relay: a close frame at the next boundary, then, within `CLOSE_GRACE`, the connection."""
         if self._ending is None:
             self._ending = Ending(code, reason)
+            self._say_goodbye()
             self._ended.set()
 
     async def run(self) -> None:
         """Relay until both sides are through. Both connections are closed at the end."""
-        loop = asyncio.get_running_loop()
-        self._alive = loop.time()
-        up = asyncio.create_task(self._up())
-        down = asyncio.create_task(self._down())
+        self._alive = self._loop.time()
+        up, down = self._client.over, self._pod.over
         watch = asyncio.create_task(self._watch())
         told = asyncio.create_task(self._ended.wait())
-        tasks = (up, down, watch, told)
         try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            await self._join()
+            await asyncio.wait((up, down, watch, told), return_when=asyncio.FIRST_COMPLETED)
             if down.done() and not told.done() and not self._from_pod.closed and self._vanished is not None:
                 self._ending = self._vanished
             if up.done() and not self._from_client.closed:
@@ -115,19 +261,33 @@ class Relay:
                 async with asyncio.timeout(CLOSE_GRACE if self._ending else POD_GRACE):
                     await self._part(up, down)
         finally:
-            for task in tasks:
+            for task in (watch, told):
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            self._stream.close()
-            await self._hang_up()
+            await asyncio.gather(watch, told, return_exceptions=True)
+            await asyncio.gather(self._client.hang_up(), self._pod.hang_up())
 
-    async def _part(self, up: asyncio.Task[None], down: asyncio.Task[None]) -> None:
+    async def _join(self) -> None:
+        """Take both connections over from those who made the handshakes."""
+        pod = cast("asyncio.Transport", self._writer.transport)
+        self._pod.transport = pod
+        # from here on the reader gets nothing, so what it has is what came before
+        pod.set_protocol(self._pod)
+        pod.pause_reading()
+        early, ended = await _left(self._reader)
+        try:
+            client, first = await take_over(self._stream, self._client)
+        except OSError:
+            self._client.stop()
+            return
+        self._client.begin(client, self._pod, first)
+        self._pod.begin(pod, self._client, early, ended=ended)
+
+    async def _part(self, up: asyncio.Future[None], down: asyncio.Future[None]) -> None:
         """The closing handshake, as far as both sides play along."""
         if self._ending is not None:
             if down.done() and not self._from_pod.at_boundary:
                 return  # the frame that the pod began will never end
-            payload = close_payload(self._ending.code, self._ending.reason)
-            await self._inject(encode(CLOSE, payload, masked=False), last=True)
+            self._say_goodbye()
             await asyncio.wait({up})
             return
         if self._from_client.closed:
@@ -135,105 +295,68 @@ class Relay:
         elif self._from_pod.closed:
             await asyncio.wait({up})
 
-    async def _hang_up(self) -> None:
-        """Close the pod's side; what the client sent last still gets there when the pod reads."""
-        self._writer.close()
+    def _say_goodbye(self) -> None:
+        if self._ending is not None and not self._goodbye and self._client.transport is not None:
+            self._goodbye = True
+            payload = close_payload(self._ending.code, self._ending.reason)
+            self._inject(encode(CLOSE, payload, masked=False), last=True)
+
+    def _up(self, data: bytes) -> None:
+        """Client to pod, until the client's close frame."""
+        self._heard()
         try:
-            async with asyncio.timeout(CLOSE_GRACE):
-                await self._writer.wait_closed()
-        except (OSError, TimeoutError):
-            self._writer.transport.abort()
+            out, _ = self._from_client.feed(data)
+        except FrameError as e:
+            log.info("a client broke the WebSocket protocol: %s", e)
+            self.close(1002, "Not a WebSocket frame")
+            self._client.stop()
+            return
+        if out:
+            # when the pod has gone, `_down` tells its side of the story
+            self._pod.write(out)
+        if self._from_client.closed:
+            self._client.stop()
 
-    async def _up(self) -> None:
-        """Client to pod; returns when the client has closed, by frame or by connection."""
-        pod_reads = True
-        pace = Pace(self._from_client, CHUNK)
-        loop = asyncio.get_running_loop()
-        while not self._from_client.closed:
-            try:
-                data = await self._stream.read_bytes(pace.size, partial=True)
-            except StreamClosedError:
-                return
-            self._heard()
-            try:
-                out, _ = self._from_client.feed(data)
-            except FrameError as e:
-                log.info("a client broke the WebSocket protocol: %s", e)
-                self.close(1002, "Not a WebSocket frame")
-                return
-            if out and pod_reads:
-                self._pod_is_slow = True
-                try:
-                    self._writer.write(out)
-                    await self._writer.drain()
-                except OSError:
-                    pod_reads = False  # its side of the story is told by `_down`
-                self._pod_is_slow = False
-                self._heard()
-            if seconds := pace.pause(loop.time()):
-                await asyncio.sleep(seconds)
-                self._heard()
-
-    async def _down(self) -> None:
-        """Pod to client; returns when the pod has closed, by frame or by connection."""
-        pace = Pace(self._from_pod, CHUNK)
-        loop = asyncio.get_running_loop()
-        while not self._from_pod.closed:
-            try:
-                data = await self._reader.read(pace.size)
-            except OSError:
-                return
-            if not data:
-                return
-            async with self._writing:
-                try:
-                    out, injected = self._from_pod.feed(data, self._pending, last=self._pending_last)
-                except FrameError as e:
-                    log.info("a pod broke the WebSocket protocol: %s", e)
-                    self.close(1002, "The workspace broke the WebSocket protocol")
-                    return
-                if injected:
-                    self._pending = b""
-                await self._write(out)
-            if seconds := pace.pause(loop.time()):
-                await asyncio.sleep(seconds)
+    def _down(self, data: bytes) -> None:
+        """Pod to client, until the pod's close frame."""
+        try:
+            out, injected = self._from_pod.feed(data, self._pending, last=self._pending_last)
+        except FrameError as e:
+            log.info("a pod broke the WebSocket protocol: %s", e)
+            self.close(1002, "The workspace broke the WebSocket protocol")
+            self._pod.stop()
+            return
+        if injected:
+            self._pending = b""
+        if out:
+            self._client.write(out)
+        if self._from_pod.closed:
+            self._pod.stop()
 
     async def _watch(self) -> None:
         """Ping the client now and then; returns when it has been silent for too long."""
-        loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(self._ping_interval)
-            if loop.time() - self._alive > self._silence and not self._pod_is_slow:
-                self._stream.close()
+            # while the pod is behind, the client is not read, and its silence says nothing
+            if self._loop.time() - self._alive > self._silence and not self._pod.full:
+                self._client.stop()
                 return
-            if not self._writing.locked() and not self._pending:
-                await self._inject(encode(PING, _OUR_PING, masked=False))
+            if not self._client.full and not self._pending:
+                self._inject(encode(PING, _OUR_PING, masked=False))
 
-    async def _inject(self, frame: bytes, *, last: bool = False) -> None:
+    def _inject(self, frame: bytes, *, last: bool = False) -> None:
         """Send a frame of the hub's own at the next boundary."""
-        async with self._writing:
-            if self._from_pod.closed:
-                return
-            if self._from_pod.at_boundary:
-                self._from_pod.closed = last
-                await self._write(frame)
-            else:
-                self._pending += frame
-                self._pending_last = last
-
-    async def _write(self, data: bytes) -> None:
-        if not data:
+        if self._from_pod.closed:
             return
-        try:
-            sent = self._stream.write(data)
-            if not sent.done():
-                await sent
-                self._heard()  # what waited has been taken
-        except StreamClosedError:
-            return
+        if self._from_pod.at_boundary:
+            self._from_pod.closed = last
+            self._client.write(frame)
+        else:
+            self._pending += frame
+            self._pending_last = last
 
     def _heard(self) -> None:
-        self._alive = asyncio.get_running_loop().time()
+        self._alive = self._loop.time()
 
     def _client_control(self, opcode: int, payload: bytes) -> bytes | None:
         if opcode == PONG and payload == _OUR_PING:

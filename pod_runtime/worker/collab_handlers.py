@@ -8,10 +8,10 @@ import binascii
 import hashlib
 import logging
 
-from tornado.iostream import StreamClosedError
 from tornado.web import HTTPError
 
 from pod_runtime.protocol.roles import Role
+from pod_runtime.protocol.sockets import take_over
 from pod_runtime.protocol.web import CLOSE_REVOKED
 from pod_runtime.worker.channel import CLOSE_TRY_AGAIN, SocketChannel
 from pod_runtime.worker.handlers import WorkerHandler
@@ -96,21 +96,13 @@ class _ChannelHandler(WorkerHandler):
 
     async def _take_over(self, answer: bytes) -> bool:
         """Move the connection from Tornado's stream to the channel; False when the client has gone."""
-        stream = self.detach()
         try:
-            early = stream.read_bytes(stream.max_buffer_size, partial=True)
-            data = early.result() if early.done() else b""  # type: ignore[attr-defined]
-            sock = stream.socket.dup()
-        except (StreamClosedError, OSError):
+            transport, early = await take_over(self.detach(), self.channel)
+        except OSError:
             return False
-        finally:
-            stream.close()
-        sock.setblocking(False)
-        loop = asyncio.get_running_loop()
-        transport, _ = await loop.connect_accepted_socket(lambda: self.channel, sock)
         transport.write(answer)
-        if data:
-            self.channel.data_received(data)
+        if early:
+            self.channel.data_received(early)
         return True
 
     async def _serve(self) -> None:
