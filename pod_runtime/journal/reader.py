@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from pod_runtime.journal.format import FORMAT, BodyWriter, Decoder, DocMeta, FormatError, Member, Meta, Sink
 from pod_runtime.journal.store import NotFound, ObjectStore, StoreError
@@ -19,8 +19,14 @@ SUFFIX = ".tar.zst"
 DIGITS = 16
 #: Journal records up to this many bytes together are kept in memory between the two passes of a replay.
 KEEP_BYTES = 8 * 2**20
+#: Records that are asked for at a time, and that are held until their turn comes.
+PARALLEL = 16
+BATCH = 64
 #: What is read of a record whose meta data alone is wanted, bytes.
 FIRST_BYTES = 2**15
+
+
+T = TypeVar("T")
 
 
 class LogError(StoreError):
@@ -255,17 +261,40 @@ async def plan(store: ObjectStore, log: Log) -> Plan:
     if log.snapshot is not None:
         found.docs.update((await read_meta(store, snapshot_key(log.snapshot))).docs)
     keep = log.tail_bytes <= KEEP_BYTES
-    for seq in log.tail:
+
+    async def fetch(seq: int) -> bytes | Meta:
         key = journal_key(seq)
-        index = _Index(seq, found)
-        if keep:
-            found.kept[seq], _ = await _get(store, key)
+        return (await _get(store, key))[0] if keep else await read_meta(store, key)
+
+    for start in range(0, len(log.tail), BATCH):
+        batch = log.tail[start : start + BATCH]
+        for seq, got in zip(batch, await _together(fetch, batch), strict=True):
+            key = journal_key(seq)
+            index = _Index(seq, found)
+            if isinstance(got, Meta):
+                if not index.by_meta(got):
+                    await decode(store, key, index)
+                continue
+            found.kept[seq] = got
             decoder = Decoder(index)
-            await _feed(decoder, found.kept[seq], key)
+            await _feed(decoder, got, key)
             _close(decoder, key)
-        else:
-            await decode(store, key, index)
     return found
+
+
+async def _together(fetch: Callable[[int], Awaitable[T]], seqs: Iterable[int]) -> list[T]:
+    """Fetch records, `PARALLEL` at a time; raises what the first of them raised, once all have ended."""
+    gate = asyncio.Semaphore(PARALLEL)
+
+    async def one(seq: int) -> T:
+        async with gate:
+            return await fetch(seq)
+
+    ends = await asyncio.gather(*map(one, seqs), return_exceptions=True)
+    for end in ends:
+        if isinstance(end, BaseException):
+            raise end
+    return [end for end in ends if not isinstance(end, BaseException)]
 
 
 async def replay(store: ObjectStore, plan: Plan, sink: Sink, *, max_bytes: int = 2**40) -> AsyncIterator[int]:
@@ -342,6 +371,19 @@ class _Index(_Nothing):
     def begin(self, member: Member) -> bool:
         self._plan.last[member.name] = self._seq
         return False
+
+    def by_meta(self, meta: Meta) -> bool:
+        """Take the record in by its meta data alone, where that names all that it holds."""
+        if not meta.names_all and meta.kind != "open":
+            return False
+        if meta.seq != self._seq:
+            raise LogError(f"{journal_key(self._seq)}: the record says that it is number {meta.seq}")
+        for path in meta.changed or ():
+            self._plan.last[f"workspace/{path}"] = self._seq
+        for path in meta.docs:
+            self._plan.last[f"docs/{path}"] = self._seq
+        self.meta(meta)  # what it deletes is in `changed`, too
+        return True
 
 
 class _Living:

@@ -22,6 +22,9 @@ MAX_SILENCE = 600.0
 KEEP = timedelta(hours=24)
 SNAPSHOT_BYTES = 8 * 2**20
 SNAPSHOT_RECORDS = 200
+#: A snapshot is read and written as a whole, so one that is large beside what came after waits for more.
+SNAPSHOT_SHARE = 64
+MAX_RECORDS = 1000
 
 
 class Fenced(Exception):
@@ -182,17 +185,18 @@ class LogWriter:
     # -- snapshots
 
     async def snapshot_due(self) -> bool:
-        """Whether the journal has outgrown its snapshot."""
+        """Whether the journal has outgrown its snapshot, in bytes or in number."""
         log = await reader.load(self.store)
-        if len(log.tail) >= SNAPSHOT_RECORDS:
-            return True
-        if log.tail_bytes < SNAPSHOT_BYTES:
+        many, much = len(log.tail) >= SNAPSHOT_RECORDS, log.tail_bytes >= SNAPSHOT_BYTES
+        if not many and not much:
             return False
         size = 0
         if log.snapshot is not None:
             async for item in self.store.list(snapshot_key(log.snapshot)):
                 size = item.size
-        return log.tail_bytes > size
+        if many and (len(log.tail) >= MAX_RECORDS or log.tail_bytes * SNAPSHOT_SHARE >= size):
+            return True
+        return much and log.tail_bytes > size
 
     async def snapshot(self) -> int:
         """Write a snapshot of the log's end, move HEAD to it; gives its number.

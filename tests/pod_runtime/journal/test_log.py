@@ -241,6 +241,11 @@ async def test_snapshots_are_due_by_bytes_and_by_number(monkeypatch: pytest.Monk
     monkeypatch.setattr(writer, "SNAPSHOT_RECORDS", 1)
     await w.append(commit({"b": b""}))
     assert await w.snapshot_due()
+    # a large snapshot is not written again for a few letters
+    monkeypatch.setattr(writer, "SNAPSHOT_SHARE", 1)
+    assert not await w.snapshot_due()
+    monkeypatch.setattr(writer, "MAX_RECORDS", 1)
+    assert await w.snapshot_due()
 
 
 async def test_compaction_keeps_a_day_and_checkpoints() -> None:
@@ -357,6 +362,50 @@ async def test_a_fork_of_a_project_without_snapshot() -> None:
 def test_an_empty_snapshot_decodes() -> None:
     frame = meta_frame(Meta("snapshot", 0, "x", 0)) + encode_body(())
     assert len(frame) < 1000
+
+
+async def test_a_long_journal_is_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several records at a time; what they say of themselves spares the first of two readings."""
+    store = MemoryStore()
+    w = await opened(store, 1)
+    model: Tree = {}
+    for n in range(2, 150):
+        c = commit({f"f{n % 10}": str(n).encode()}, docs={"a": str(n).encode()})
+        if n % 3:
+            c.changed, c.changed_count = {f"f{n % 10}": ()}, 1
+        if n == 100:
+            c.deleted, c.changed = ("workspace/f5", "docs/a"), {"f0": (), "f5": ()}
+            c.changed_count, c.docs = 2, {}
+            c.body = encode_body([(Member(Area.WORKSPACE, "f0", size=1), b"x")])
+        await w.append(c)
+    model = await naive(store)
+    assert len(model) == 11
+    for keep in (reader.KEEP_BYTES, 0):
+        monkeypatch.setattr(reader, "KEEP_BYTES", keep)
+        most = now = 0
+
+        async def slow(operation: str, key: str, phase: str) -> None:
+            nonlocal most, now
+            if operation in ("get", "first") and key.startswith(reader.JOURNAL):
+                now += 1 if phase == "before" else -1
+                most = max(most, now)
+                await asyncio.sleep(0)
+
+        store.fault = slow
+        assert await state(store) == model
+        assert most == reader.PARALLEL
+        store.fault = None
+    store.calls.clear()
+    await reader.plan(store, await reader.load(store))
+    assert sum(what == "stream" for what, _ in store.calls) == 49  # those that do not say what they changed
+
+    async def away(operation: str, key: str, phase: str) -> None:
+        if key == journal_key(120):
+            raise StoreError("503")
+
+    store.fault = away
+    with pytest.raises(StoreError, match="503"):
+        await state(store)
 
 
 # -- properties

@@ -329,7 +329,7 @@ async def test_a_restore_that_breaks_off_is_simply_repeated(logged: LoggedSite) 
             nonlocal reads
             if operation == "stream" and phase == "before":
                 reads += 1
-                if reads == 45:  # the plan reads each record once
+                if reads == 15:
                     raise StoreError("gone")
 
         store.fault = breaks
