@@ -9,7 +9,7 @@ from typing import IO
 from codevo.api.base import ApiHandler
 from codevo.api.problems import Problem, too_many
 from codevo.api.workspaces import clean_title, translated
-from codevo.objects.archives import TAR_ZST, ZIP
+from codevo.objects.archive_readers import TAR_ZST, ZIP
 from codevo.objects.imports import NoRoom, Upload
 from codevo.proxy.http import UPLOAD_TIME, framing_is_sound
 

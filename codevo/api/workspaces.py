@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from codevo.api.problems import Problem, too_many, unavailable
 from codevo.hub import Hub
-from codevo.objects.archives import Refused
+from codevo.objects.archive_readers import Refused
 from codevo.objects.projects import NotFlushed, TooManyProjects
 from codevo.objects.templates import TemplateUnavailable, UnknownTemplate
 from codevo.servers import ServersBusy, ServerStatus, TooManyRunning

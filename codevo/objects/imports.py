@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from codevo.objects.archives import Bounds, Refused
+from codevo.objects.archive_readers import Bounds, Refused
 from pod_runtime.journal.format import Meta, meta_frame, now
 from pod_runtime.journal.projects import Prefixed
 from pod_runtime.journal.reader import HEAD, Head, snapshot_key

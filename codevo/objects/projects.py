@@ -13,7 +13,7 @@ from traitlets import Int
 from traitlets.config import LoggingConfigurable
 
 from codevo.objects import imports
-from codevo.objects.archives import Bounds
+from codevo.objects.archive_readers import Bounds
 from codevo.objects.checkpoints import Checkpoints
 from codevo.objects.config import Bucket, project_prefix
 from codevo.objects.templates import (

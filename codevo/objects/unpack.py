@@ -13,7 +13,8 @@ import os
 import resource
 import sys
 
-from codevo.objects.archives import Bounds, Refused, convert
+from codevo.objects.archive_readers import Bounds, Refused
+from codevo.objects.archives import convert
 
 #: Bytes of address space, seconds of CPU.
 MEMORY = 2**30

@@ -13,7 +13,8 @@ import pytest
 import zstandard
 
 from codevo.objects import archives
-from codevo.objects.archives import TAR_ZST, ZIP, Bounds, Refused, convert
+from codevo.objects.archive_readers import TAR_ZST, ZIP, Bounds, Refused
+from codevo.objects.archives import convert
 from tests.codevo.archive_kit import Thing, folder, link, tar, tar_zst, untar, zipped
 
 BOUNDS = Bounds(2**20, 50)

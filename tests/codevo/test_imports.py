@@ -17,7 +17,7 @@ import pytest
 
 from codevo.embedded.s3 import S3Settings
 from codevo.objects import imports
-from codevo.objects.archives import Bounds
+from codevo.objects.archive_readers import Bounds
 from pod_runtime.journal.memory import MemoryStore
 from pod_runtime.journal.store import StoreError
 from tests.codevo.archive_kit import Thing, folder, link, tar_zst, untar, zipped
