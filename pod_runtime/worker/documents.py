@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from pathlib import Path
 
 from pod_runtime.protocol.config import WorkerConfig
@@ -62,20 +63,19 @@ class LiveDocuments:
         for document in list(self._open.values()):
             await self._save_now(document)
 
-    def capture(self, since: dict[str, int]) -> list[DocumentCapture]:
-        """See `ports.Documents.capture`. Closed documents are read from their histories."""
-        found = []
+    def capture(self, since: dict[str, int]) -> Iterator[DocumentCapture]:
+        """See `ports.Documents.capture`. Closed documents are read from their histories as one iterates."""
+        found, closed = [], []
         for path in self._store.paths():
             version = self._versions.get(path, 0)
             if version <= since.get(path, -1) or (version == 0 and path in self._imported):
                 continue
             document = self._open.get(path)
-            captured = (
-                document.capture(version) if document is not None else self._capture_closed(path, version)
-            )
-            if captured is not None:
-                found.append(captured)
-        return found
+            if document is not None:
+                found.append(document.capture(version))
+            else:
+                closed.append((path, version))
+        return itertools.chain(found, _rendered(self._store, closed))
 
     async def sync(self) -> OSError | None:
         """See `ports.Documents.sync`."""
@@ -368,22 +368,25 @@ class LiveDocuments:
                 async with self._gate:
                     await self._close_saved(document)
 
-    def _capture_closed(self, path: str, version: int) -> DocumentCapture | None:
-        from pycrdt import Doc, Text
 
-        content = self._store.read(path)
+def _rendered(store: HistoryStore, closed: Iterable[tuple[str, int]]) -> Iterator[DocumentCapture]:
+    """Closed documents, each with its version. In whatever thread iterates: it takes a while for many."""
+    from pycrdt import Doc, Text
+
+    for path, version in closed:
+        content = store.peek(path)
         if content is None:
-            return None
+            continue
         doc: Doc[Text] = Doc()
         try:
             for update in content.updates:
                 doc.apply_update(update)
         except ValueError:
-            self._store.discard(path)
-            return None
+            # whoever opens it begins a new one
+            continue
         text = str(doc.get("source", type=Text))
         windows = TextFile(text, True).encode()
         # the last save tells by its hash which line ends the file has
         crlf = newest_match(content.marks, sha256(windows)) is not None
         data = windows if crlf else text.encode()
-        return DocumentCapture(path, data, doc.get_update(), content.epoch, version)
+        yield DocumentCapture(path, data, doc.get_update(), content.epoch, version)

@@ -267,14 +267,19 @@ class HistoryStore:
 
     def read(self, path: str) -> LogContent | None:
         """What the log of ``path`` holds; None when there is none. A damaged one counts as none."""
+        content = self.peek(path)
+        if content is None:
+            self.discard(path)
+        return content
+
+    def peek(self, path: str) -> LogContent | None:
+        """As `read`, but a damaged one stays where it is. From any thread."""
         file = self._index.get(path)
-        if file is None:
-            return None
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            content = decode_log(file.read_bytes())
-            if content.updates and content.path == path:
-                return content
-        self.discard(path)
+        if file is not None:
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                content = decode_log(file.read_bytes())
+                if content.updates and content.path == path:
+                    return content
         return None
 
     def unfinished(self) -> list[str]:

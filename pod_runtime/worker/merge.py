@@ -7,6 +7,8 @@ of pycrdt. (Browsers count UTF-16 units, but only ever exchange Y updates, which
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
@@ -254,17 +256,69 @@ def _common_prefix(a: Sequence[str], b: Sequence[str]) -> int:
     return low
 
 
-def _hunks(a: list[str], b: list[str], most: int = _MAX_LINES) -> list[_Hunk]:
-    head = _common_prefix(a, b)
-    tail = _common_prefix(a[head:][::-1], b[head:][::-1])
-    x, y = a[head : len(a) - tail], b[head : len(b) - tail]
-    if not x and not y:
-        return []
-    if not x or not y or len(x) + len(y) > most:
-        return [_Hunk(head, head + len(x), tuple(y))]
-    # autojunk keeps files of many equal lines from taking quadratic time
-    return [
-        _Hunk(head + i1, head + i2, tuple(y[j1:j2]))
-        for tag, i1, i2, j1, j2 in SequenceMatcher(None, x, y).get_opcodes()
-        if tag != "equal"
-    ]
+def _hunks(a: Sequence[str], b: Sequence[str], most: int = _MAX_LINES) -> list[_Hunk]:
+    found = []
+    i = j = 0
+    for start, other, length in [*_blocks(a, b, most), (len(a), len(b), 0)]:
+        if start > i or other > j:
+            found.append(_Hunk(i, start, tuple(b[j:other])))
+        i, j = start + length, other + length
+    return found
+
+
+def _blocks(a: Sequence[str], b: Sequence[str], most: int) -> list[tuple[int, int, int]]:
+    """What is equal: places in ``a`` and ``b``, and length, in order.
+
+    What stands once in each holds its place first (patience diff): taken for moved, a line that a side has
+    left alone would count as deleted and inserted, and stand twice when the other side keeps it.
+    """
+    found: list[tuple[int, int, int]] = []
+    waiting = [(0, len(a), 0, len(b))]
+    while waiting:
+        i, i_end, j, j_end = waiting.pop()
+        x, y = a[i:i_end], b[j:j_end]
+        head = _common_prefix(x, y)
+        tail = _common_prefix(x[head:][::-1], y[head:][::-1])
+        found += [(i, j, head), (i_end - tail, j_end - tail, tail)]
+        i, j, i_end, j_end = i + head, j + head, i_end - tail, j_end - tail
+        x, y = a[i:i_end], b[j:j_end]
+        if not x or not y:
+            continue
+        anchors = _anchors(x, y)
+        if anchors:
+            k = m = 0
+            for k_next, m_next in [*anchors, (len(x), len(y))]:
+                if k < k_next and m < m_next:
+                    waiting.append((i + k, i + k_next, j + m, j + m_next))
+                k, m = k_next + 1, m_next + 1
+            found += [(i + k, j + m, 1) for k, m in anchors]
+        elif len(x) + len(y) <= most:
+            # autojunk keeps files of many equal lines from taking quadratic time
+            matches = SequenceMatcher(None, x, y).get_matching_blocks()
+            found += [(i + k, j + m, n) for k, m, n in matches]
+    return sorted(block for block in found if block[2])
+
+
+def _anchors(x: Sequence[str], y: Sequence[str]) -> list[tuple[int, int]]:
+    """The longest ascending run of places of what stands exactly once in each."""
+    once_x, once_y = _once(x), _once(y)
+    pairs = [(k, once_y[item]) for item, k in once_x.items() if item in once_y]
+    ends: list[int] = []
+    last: list[int] = []
+    before: list[int] = []
+    for n, (_, m) in enumerate(pairs):
+        at = bisect_left(ends, m)
+        before.append(last[at - 1] if at else -1)
+        ends[at : at + 1] = [m]
+        last[at : at + 1] = [n]
+    run = []
+    n = last[-1] if last else -1
+    while n >= 0:
+        run.append(pairs[n])
+        n = before[n]
+    return run[::-1]
+
+
+def _once(items: Sequence[str]) -> dict[str, int]:
+    counts = Counter(items)
+    return {item: n for n, item in enumerate(items) if counts[item] == 1}

@@ -50,14 +50,14 @@ class Documents(Protocol):
     async def save_all(self) -> None:
         """Write every open document's text to disk."""
 
-    def capture(self, since: dict[str, int]) -> list[DocumentCapture]:
+    def capture(self, since: dict[str, int]) -> Iterable[DocumentCapture]:
         """Documents whose version is above the one in ``since`` (by path; absent = never captured).
 
         Synchronous, so that all captures are of one instant.
         """
 
     async def sync(self) -> OSError | None:
-        """Bring the histories of all that was captured to stable storage in /state; what went wrong, if it did.
+        """Bring the histories of what was captured to stable storage in /state; gives what went wrong.
 
         Until then a crash could put an older state of a document in the place of a committed one.
         """

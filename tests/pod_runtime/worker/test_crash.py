@@ -267,19 +267,19 @@ async def test_import_and_capture(root: Root, tmp_path: Path) -> None:
     epoch, update = new_history("from the log\n")
     documents.import_history("f", update, epoch, sha256(b"from the log\n"))
     assert documents.histories() == {"f"}
-    assert documents.capture({}) == []
+    assert list(documents.capture({})) == []
     root.write_atomic("f", b"from the log\nand from outside\n")
     document = await documents._get("f")
     assert document.history.epoch == epoch
     assert document.text == "from the log\nand from outside\n"
-    (captured,) = documents.capture({})
+    (captured,) = list(documents.capture({}))
     assert captured.text == b"from the log\nand from outside\n"
     doc: Doc[Any] = Doc()
     doc.apply_update(captured.history)
     assert str(doc.get("source", type=Text)) == document.text
-    assert documents.capture({"f": captured.version}) == []
+    assert list(documents.capture({"f": captured.version})) == []
     document._source += "x"
-    assert [c.version > captured.version for c in documents.capture({"f": captured.version})] == [True]
+    assert [c.version > captured.version for c in list(documents.capture({"f": captured.version}))] == [True]
     await documents.close()
 
 
