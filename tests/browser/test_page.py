@@ -541,6 +541,8 @@ def test_accessibility(person: Make, administrator: str, scheme: str) -> None:
     page.get_by_role("button", name="New project").click()
     page.get_by_role("dialog").wait_for()
     check("new project")
+    page.get_by_role("button", name="Import an archive").click()
+    check("import an archive")
     ana.enter(project)
     ana.sees("main.py", "def greet")
     ana.new_terminal()
