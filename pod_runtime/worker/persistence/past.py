@@ -225,6 +225,8 @@ class Past:
             new = await self._merged(rewinder, item.path, before, now, new)
         if new != now:
             await asyncio.to_thread(rewinder.put, item.path, item.mode, new)
+        else:
+            await asyncio.to_thread(rewinder.set_mode, item.path, item.mode)
 
     async def _merged(self, rewinder: Rewinder, path: str, before: int, now: bytes, new: bytes) -> bytes:
         base = await self._parts.session.timeline.read(path, before, self._parts.max_document)

@@ -202,9 +202,7 @@ class Rewinder:
         digest = self._hash.hexdigest()
         st = self._stat(path)
         if st is not None and st.st_size == member.size and self._digest(path, st) == digest:
-            if S_IMODE(st.st_mode) & 0o777 != member.mode:
-                self._root.chmod(path, member.mode)
-                self._done(path)
+            self.set_mode(path, member.mode)
             return
         if st is not None and not self._known(path):
             self.aside.move(path)
@@ -219,6 +217,12 @@ class Rewinder:
         """The file of an open document, which nobody else of ours writes now."""
         self._root.write_atomic(path, data, mode=mode, sync=False)
         self._done(path)
+
+    def set_mode(self, path: str, mode: int) -> None:
+        """Of a file whose content is right."""
+        if S_IMODE(self._root.lstat(path).st_mode) & 0o777 != mode:
+            self._root.chmod(path, mode)
+            self._done(path)
 
     def keep(self, path: str) -> None:
         """A copy of the file as it is now, set aside."""
