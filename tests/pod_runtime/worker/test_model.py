@@ -16,7 +16,6 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
-import aiohttp
 import pytest
 
 from tests.pod_runtime.worker.virtual import Chance, run
@@ -36,14 +35,13 @@ class Player(World):
             (2, self.disk_delete), (2, self.disk_recreate), (2, self.disk_rename), (4, self.disk_sed),
             (2, self.disk_create), (3, self.disk_in_place), (1, self.disk_touch), (2, self.api_rename),
             (1, self.api_delete), (2, self.api_put), (3, self.wait), (1, self.evict), (2, self.restart),
-            (3, self.killed), (1.5, self.killed_with_pages), (0.7, self.state_lost), (0.7, self.machine_lost), (3, self.fault_step),
-            (1.5, self.settle), (1, self.agreed_delete), (1, self.agreed_revert),
+            (3, self.killed), (1.5, self.killed_with_pages), (0.7, self.state_lost),
+            (0.7, self.machine_lost), (3, self.fault_step), (1.5, self.settle), (1, self.agreed_delete),
+            (1, self.agreed_revert),
         ]  # fmt: skip
 
     async def play(self, steps: int) -> None:
-        connector = aiohttp.UnixConnector(str(self.address), limit=0, force_close=True)
-        forever = aiohttp.ClientTimeout(None)
-        async with aiohttp.ClientSession(timeout=forever, connector=connector) as self.http:
+        async with self.client():
             await self.start()
             for _ in range(2):
                 await self.disk_create()
@@ -57,9 +55,7 @@ class Player(World):
                 await self.pass_time()
                 self.check()
             await self.settle()
-            for page in self.pages:
-                await page.close()
-            await self.stop()
+            await self.finish()
 
     async def pass_time(self) -> None:
         kind = self.chance.random.random()

@@ -16,6 +16,7 @@ import shutil
 import socket
 import stat
 from collections import Counter
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +213,20 @@ class World:
         self._site: Site
         self.life: Life | None = None
         self.worker: Worker | None = None
+
+    @contextlib.asynccontextmanager
+    async def client(self) -> AsyncIterator[None]:
+        """Within, pages can connect."""
+        connector = aiohttp.UnixConnector(str(self.address), limit=0, force_close=True)
+        forever = aiohttp.ClientTimeout(None)
+        async with aiohttp.ClientSession(timeout=forever, connector=connector) as self.http:
+            yield
+
+    async def finish(self) -> None:
+        """Everybody leaves, the worker stops."""
+        for page in self.pages:
+            await page.close()
+        await self.stop()
 
     # -- names and tokens
 
