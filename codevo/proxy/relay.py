@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -19,17 +19,15 @@ from codevo.proxy.frames import (
     PONG,
     FrameError,
     FrameFollower,
-    Pace,
     close_payload,
     encode,
     repaired_close,
 )
+from codevo.proxy.sides import Side, left
 from pod_runtime.protocol.sockets import take_over
 
 log = logging.getLogger(__name__)
 
-#: Most bytes passed on at once; when twice as much waits for one side, the other is not read.
-CHUNK = 64 * 1024
 #: Seconds between two pings to a client, and of silence after which it is gone.
 PING_INTERVAL = 30.0
 SILENCE = 90.0
@@ -58,148 +56,6 @@ class Ending:
     reason: str
 
 
-class _Side(asyncio.Protocol):
-    """One of the two connections of a relay: what came from it waits here until the other takes more."""
-
-    def __init__(self, follower: FrameFollower, take: Callable[[bytes], None], *, keep: bool) -> None:
-        self.follower = follower
-        self.transport: asyncio.Transport | None = None
-        #: Set when nothing more comes, by frame or by connection.
-        self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.lost = asyncio.Event()
-        #: What it was given waits: it takes less than comes.
-        self.full = False
-        self.on_taken: Callable[[], None] = lambda: None
-        self._other: _Side | None = None
-        self._take = take
-        self._keep = keep
-        self._loop = asyncio.get_running_loop()
-        self._pace = Pace(follower, CHUNK)
-        self._data = b""
-        self._turn: asyncio.Handle | None = None
-        self._ended = False
-
-    def begin(self, transport: asyncio.Transport, other: _Side, early: bytes, *, ended: bool = False) -> None:
-        """From now on everything goes to ``other``; ``ended``: nothing comes but ``early``."""
-        self._other = other
-        transport.set_write_buffer_limits(high=CHUNK)
-        self.transport = transport
-        self._data = early + self._data
-        self._ended = self._ended or ended or transport.is_closing()
-        self.go_on()
-
-    def write(self, data: bytes) -> None:
-        """Give it bytes; dropped when it has gone."""
-        if self.transport is not None and not self.transport.is_closing():
-            self.transport.write(data)
-
-    def stop(self) -> None:
-        """Nothing more is passed on."""
-        if self._turn is not None:
-            self._turn.cancel()
-        if not self.over.done():
-            self.over.set_result(None)
-
-    async def hang_up(self) -> None:
-        """Close; what it was given last still gets there when it is taken within `CLOSE_GRACE`."""
-        self.stop()
-        if self.transport is None:
-            return
-        self.transport.close()
-        try:
-            async with asyncio.timeout(CLOSE_GRACE):
-                await self.lost.wait()
-        except TimeoutError:
-            self.transport.abort()
-
-    # -- asyncio.Protocol
-
-    def data_received(self, data: bytes) -> None:
-        if self.over.done():
-            return
-        if self._data or self._turn is not None or self._other is None:
-            self._data += data
-        else:
-            self._data = data
-            self.go_on()
-
-    def eof_received(self) -> bool:
-        self._ended = True
-        if not self._data and self._turn is None and self._other is not None:
-            self.stop()
-        return self._keep
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self.eof_received()
-        self.lost.set()
-        self.resume_writing()
-
-    def pause_writing(self) -> None:
-        self.full = True
-
-    def resume_writing(self) -> None:
-        self.full = False
-        self.on_taken()
-        if self._other is not None:
-            self._other.go_on()
-
-    # -- inside
-
-    def go_on(self) -> None:
-        """Pass on what is here, at most a chunk at once, unless the other side is behind."""
-        if self._turn is None:
-            self._next()
-
-    def _next(self) -> None:
-        self._turn = None
-        other, pause = self._other, 0.0
-        if self.over.done() or other is None:
-            return
-        if self._data and not other.full:
-            size = self._pace.size
-            data, self._data = self._data[:size], self._data[size:]
-            self._take(data)
-            if self.over.done():
-                return
-            pause = self._pace.pause(self._loop.time())
-        if pause:
-            self._turn = self._loop.call_later(pause, self._next)
-        elif self._data and not other.full:
-            self._turn = self._loop.call_soon(self._next)
-        elif self._ended and not self._data:
-            self.stop()
-        self._read(not (self._data or self._turn or other.full))
-
-    def _read(self, on: bool) -> None:
-        transport = self.transport
-        if transport is None or transport.is_closing():
-            return
-        if on and not transport.is_reading():
-            transport.resume_reading()
-        elif not on and transport.is_reading():
-            transport.pause_reading()
-
-
-async def _left(reader: asyncio.StreamReader) -> tuple[bytes, bool]:
-    """What the reader already holds, and whether the connection has ended there; waits for nothing."""
-    data = b""
-    while True:
-        reading = asyncio.create_task(reader.read(CHUNK))
-        try:
-            await asyncio.sleep(0)
-            if not reading.done():
-                return data, False
-            found = reading.result()
-        except OSError:
-            return data, True
-        finally:
-            reading.cancel()
-            await asyncio.gather(reading, return_exceptions=True)
-        if not found:
-            return data, True
-        data += found
-
-
 class Relay:
     """One client's socket and the pod's, joined.
 
@@ -226,9 +82,9 @@ class Relay:
         self._from_pod = FrameFollower(masked=False, on_control=self._pod_control)
         self._from_client = FrameFollower(masked=True, on_control=self._client_control)
         self._loop = asyncio.get_running_loop()
-        self._client = _Side(self._from_client, self._up, keep=False)
+        self._client = Side(self._from_client, self._up, keep=False)
         self._client.on_taken = self._heard  # what waited has been taken
-        self._pod = _Side(self._from_pod, self._down, keep=True)
+        self._pod = Side(self._from_pod, self._down, keep=True)
         self._pod.on_taken = self._heard
         self._pending = b""  # frames of the hub that wait for a boundary
         self._ending: Ending | None = None
@@ -264,7 +120,7 @@ class Relay:
             for task in (watch, told):
                 task.cancel()
             await asyncio.gather(watch, told, return_exceptions=True)
-            await asyncio.gather(self._client.hang_up(), self._pod.hang_up())
+            await asyncio.gather(self._client.hang_up(CLOSE_GRACE), self._pod.hang_up(CLOSE_GRACE))
 
     async def _join(self) -> None:
         """Take both connections over from those who made the handshakes."""
@@ -273,7 +129,7 @@ class Relay:
         # from here on the reader gets nothing, so what it has is what came before
         pod.set_protocol(self._pod)
         pod.pause_reading()
-        early, ended = await _left(self._reader)
+        early, ended = await left(self._reader)
         try:
             client, first = await take_over(self._stream, self._client)
         except OSError:
