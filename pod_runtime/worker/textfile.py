@@ -34,8 +34,8 @@ class TextFile:
         return cls(text.replace("\r\n", "\n") if crlf else text, crlf)
 
     def encode(self) -> bytes:
-        """The bytes of the file."""
-        return (self.text.replace("\n", "\r\n") if self.crlf else self.text).encode()
+        """The bytes of the file. Where ``crlf``, a line's end is CR LF even if the text has one already."""
+        return (self.text.replace("\r\n", "\n").replace("\n", "\r\n") if self.crlf else self.text).encode()
 
 
 def sha256(data: bytes) -> str:

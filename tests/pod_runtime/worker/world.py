@@ -456,13 +456,17 @@ class World:
         assert self.worker is not None
         self.check()
         files = self.files()
+        texts: dict[str, str] = {}
         for page in self.pages:
             if not page.synced or page.path not in files:
                 return f"{page.name} is not in step with {page.path}"
-            data = (self.workspace / page.path).read_bytes()
+            # line ends are the file's, in the document they may be any
+            disk = (self.workspace / page.path).read_bytes().decode()
             mine = str(page.text)
-            if mine not in (data.decode(), TextFile.decode(data).text):
-                return f"{page.name} has {mine!r}, the disk {data.decode()!r} ({page.path})"
+            if mine.replace("\r\n", "\n") != disk.replace("\r\n", "\n"):
+                return f"{page.name} has {mine!r}, the disk {disk!r} ({page.path})"
+            if texts.setdefault(page.path, mine) != mine:
+                return f"{page.name} has {mine!r}, others {texts[page.path]!r} ({page.path})"
         if self.worker.persistence.status().pending:
             return f"still pending: {self.worker.persistence.status()}"
         return None
