@@ -14,7 +14,7 @@ from pathlib import Path
 from pod_runtime.journal import reader
 from pod_runtime.journal.format import DocMeta, Meta, encode_body, meta_frame, now
 from pod_runtime.journal.reader import HEAD, JOURNAL, SNAPSHOTS, Head, Log, journal_key, seq_of, snapshot_key
-from pod_runtime.journal.store import ObjectStore, PreconditionFailed
+from pod_runtime.journal.store import ObjectStore, PreconditionFailed, StoreError
 
 #: A writer that was silent for longer looks at the log and commits a new ``open`` record first, seconds.
 MAX_SILENCE = 600.0
@@ -202,8 +202,9 @@ class LogWriter:
         """Write a snapshot of the log's end, move HEAD to it; gives its number.
 
         It is merged from the last snapshot and the journal, not read from a disk that changes meanwhile, so
-        it is exactly the state at its number.
+        it is exactly the state at its number. Raises `StoreError` also when this process slept meanwhile.
         """
+        began = self._clock()
         log = await reader.load(self.store)
         plan = await reader.plan(self.store, log)
         generation = await reader.generation_of(self.store, log)
@@ -214,6 +215,9 @@ class LogWriter:
             await self.store.put_stream(
                 snapshot_key(log.last), reader.archive(self.store, plan, first_frame=meta_frame(meta))
             )
+        if self._clock() - began > KEEP.total_seconds() / 2:
+            # what HEAD does not point at is collected after `KEEP`
+            raise StoreError(f"the snapshot {log.last} was not finished in time")
         await move_head(self.store, log.last, generation)
         return log.last
 

@@ -172,6 +172,27 @@ async def test_a_writer_that_slept_alone_opens_again_and_goes_on() -> None:
     assert (await reader.read_meta(store, journal_key(2))).kind == "open"
 
 
+async def test_a_writer_that_slept_over_a_snapshot_does_not_point_head_at_it() -> None:
+    store = MemoryStore()
+    clock = [0.0]
+    w = LogWriter(store, 1, clock=lambda: clock[0])
+    await w.open()
+    await w.append(commit({"a": b"1"}))
+
+    async def sleep(operation: str, key: str, phase: str) -> None:
+        if (operation, phase) == ("put_stream", "after"):
+            clock[0] += 25 * 3600  # long enough for `codevo gc` to take it away
+
+    store.fault = sleep
+    with pytest.raises(StoreError, match="in time"):
+        await w.snapshot()
+    store.fault = None
+    await store.delete(snapshot_key(2))
+    assert await state(store) == {"workspace/a": b"1"}
+    assert await w.snapshot() == 2
+    assert await state(store) == {"workspace/a": b"1"}
+
+
 async def test_a_commit_in_doubt_over_a_sleep_is_not_doubled() -> None:
     store = MemoryStore()
     clock = [0.0]
