@@ -19,7 +19,7 @@ from codevo.store import Store
 from pod_runtime.journal import projects as journal
 from pod_runtime.journal import reader
 from pod_runtime.journal.projects import Prefixed
-from pod_runtime.journal.reader import SNAPSHOTS, LogError, seq_of
+from pod_runtime.journal.reader import JOURNAL, SNAPSHOTS, LogError, journal_key, seq_of
 from pod_runtime.journal.store import ObjectInfo, ObjectStore, one_error
 from pod_runtime.journal.writer import KEEP, compact
 
@@ -171,16 +171,22 @@ class Collector:
             self._tell(Finding(log.prefix, f"left alone: {e}", problem=True))
 
     async def _beyond_head(self, log: ObjectStore, limit: datetime) -> list[ObjectInfo]:
-        """Snapshots that were written, but HEAD never came to point at them. Readers start from HEAD's, or
-        for older states from one below; so does nobody from these, unless a checkpoint lies behind."""
+        """Snapshots that were written, but HEAD never came to point at them.
+
+        Readers start from HEAD's, or for older states from one below; so does nobody from these, unless a
+        checkpoint lies behind. That of the log's last record may still be written once more.
+        """
         found = [(seq, item) async for item in log.list(SNAPSHOTS) if (seq := seq_of(item.key)) is not None]
         head, _ = await reader.read_head(log)  # after the listing: it only grows
         top = head.snapshot if head else -1
         marks = [mark.seq for mark in head.checkpoints] if head else []
+        last = 0
+        async for record in log.list(JOURNAL, start_after=journal_key(max(top, 0))):
+            last = max(last, seq_of(record.key) or 0)
         return [
             item
             for seq, item in found
-            if seq > top and item.modified < limit and not any(mark >= seq for mark in marks)
+            if top < seq < last and item.modified < limit and not any(mark >= seq for mark in marks)
         ]
 
     async def _uploads(self, prefix: str, shape: re.Pattern[str], limit: datetime) -> None:

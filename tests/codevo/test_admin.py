@@ -69,6 +69,9 @@ async def test_servers_are_listed_and_stopped(site: Site) -> None:
     projects = [await site.project(user) for _ in range(3)]
     for project in projects:
         site.hub.servers.start(project.id, user.id)
+    # sorted by their last change, so they have to be where they stay
+    while {site.hub.servers.status(p.id).state for p in projects} != {ServerState.RESTORING}:
+        await asyncio.sleep(0.01)
     first = (await admin("GET", "/api/admin/servers?limit=2")).json
     assert len(first["items"]) == 2 and first["total"] == 3
     rest = (await admin("GET", f"/api/admin/servers?limit=2&cursor={first['cursor']}")).json
