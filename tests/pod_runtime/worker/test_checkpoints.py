@@ -215,7 +215,12 @@ async def test_open_documents_get_the_old_text_as_an_edit(logged: LoggedSite) ->
     other = await logged.client("closed", subject="ana")
     other.text += "more\n"
     await logged.on_disk("closed", "closed then\nmore\n")
+    (logged.path / "mode").write_text("#!\n")
+    (logged.path / "mode").chmod(0o755)
+    await logged.client("mode")
     seq = await keep(logged)
+    (logged.path / "mode").chmod(0o600)
+    (logged.path / "open").chmod(0o600)
     ana.text.insert(4, "and a half\n")
     other.text.clear()
     other.text += "closed now\n"
@@ -232,6 +237,8 @@ async def test_open_documents_get_the_old_text_as_an_edit(logged: LoggedSite) ->
     await other.has("closed then\nmore\n")
     assert await fresh.closed() == 4404
     assert not (logged.path / "new").exists()
+    modes = [stat.S_IMODE((logged.path / name).stat().st_mode) for name in ("mode", "open")]
+    assert modes == [0o755, 0o644]
     # the room goes on, and so does the page's own history
     ana.text += "four\n"
     await logged.on_disk("open", "one\ntwo\nthree\nfour\n")
