@@ -424,11 +424,12 @@ class World:
             (self.workspace / NAMES[0]).write_text(self.new_token())
         for page in self.pages:
             page.wanted = True
+        quiet = 0
         for _ in range(SECONDS):
             await asyncio.sleep(1)
-            if self._differences() is None:
+            quiet = quiet + 1 if self._differences() is None else 0
+            if quiet == 2:
                 break
-        await asyncio.sleep(1)
         wrong = self._differences()
         assert wrong is None, wrong
         for page in self.pages:
