@@ -205,7 +205,8 @@ class S3Store:
                 while len(buffer) > PART:
                     if not upload:
                         upload = (await self._call("create_multipart_upload", key))["UploadId"]
-                    part = bytes(buffer[:PART])
+                    with memoryview(buffer) as view:
+                        part = bytes(view[:PART])
                     del buffer[:PART]
                     await send(part)
             if not upload:
