@@ -28,6 +28,7 @@ from pod_runtime.worker.history_handlers import HistoryHandler, KeepHandler, Res
 from pod_runtime.worker.ports import DurabilityStatus, Persistence
 from pod_runtime.worker.room import PresenceRoom
 from pod_runtime.worker.safefs import Root
+from pod_runtime.worker.search_handlers import Searches, SearchHandler
 from pod_runtime.worker.watcher import Change, Watcher
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ class Worker:
         self.events = Events()
         self.documents = LiveDocuments(config, self.root, self.events)
         self.checkpoints = Checkpoints(Path(config.state) / "checkpoints")
+        self.searches = Searches(config.workspace)
         self.presence = PresenceRoom()
         self.persistence = make_persistence(config, self.root, self.documents, self.events.notice)
         self.sockets: set[Stoppable] = set()
@@ -147,6 +149,7 @@ class Worker:
             # the thread goes on: the folder must not be closed under its feet
             await asyncio.gather(self._cleaning, return_exceptions=True)
         await self._watcher.close()
+        await self.searches.close()
         try:
             async with asyncio.timeout(LAST_FLUSH):
                 for connection in list(self.sockets):
@@ -217,6 +220,7 @@ class Worker:
             (r"/api/contents/(.*?)/*checkpoints", file_handlers.CheckpointsHandler),
             (r"/api/contents/?(.*)", file_handlers.ContentsHandler),
             (r"/files/(.*)", file_handlers.FileHandler),
+            (r"/api/search", SearchHandler),
             (r"/collab/(.*)", CollabHandler),
             (r"/presence", PresenceHandler),
             (r"/api/worker/events", handlers.EventsHandler),

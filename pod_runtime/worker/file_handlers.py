@@ -32,7 +32,9 @@ LARGE_WAIT = 10.0
 LARGE_SECONDS = 60.0
 
 
-class _FilesHandler(WorkerHandler):
+class FilesHandler(WorkerHandler):
+    """Base of what answers about files: `ContentsError` becomes its status, with the words as they are."""
+
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         error = kwargs.get("exc_info", (None, None, None))[1]
         if isinstance(error, ContentsError):
@@ -66,7 +68,7 @@ class _FilesHandler(WorkerHandler):
         return "/api/contents/" + quote(os.fsencode(path))
 
 
-class ContentsHandler(_FilesHandler):
+class ContentsHandler(FilesHandler):
     def _flag(self, name: str, default: str) -> bool:
         value = self.get_query_argument(name, default)
         if value not in ("0", "1"):
@@ -170,7 +172,7 @@ class ContentsHandler(_FilesHandler):
         self.finish()
 
 
-class CheckpointsHandler(_FilesHandler):
+class CheckpointsHandler(FilesHandler):
     async def get(self, raw: str) -> None:
         self.write_json(await self.blocking(self.worker.checkpoints.list, contents.clean(raw)))
 
@@ -182,7 +184,7 @@ class CheckpointsHandler(_FilesHandler):
         self.write_json(model, 201)
 
 
-class CheckpointHandler(_FilesHandler):
+class CheckpointHandler(FilesHandler):
     async def post(self, raw: str) -> None:
         path = contents.clean(raw)
         await self.blocking(self.worker.checkpoints.restore, self.worker.root, path)
@@ -230,7 +232,7 @@ def _size(root: Root, path: str) -> int:
 
 
 @stream_request_body
-class FileHandler(_FilesHandler):
+class FileHandler(FilesHandler):
     """``files/{path}``: GET and HEAD stream with Range; PUT takes a raw body of any allowed size.
 
     The answer is always an attachment of a type that no browser runs: what it is, user code decided.
