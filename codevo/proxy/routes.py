@@ -48,12 +48,18 @@ _TABLE: tuple[tuple[tuple[str, ...], Audience], ...] = tuple(
 )
 
 
+#: What a project once held is its members': it may have been deleted for a reason.
+_MEMBERS = ("api", "history")
+
+
 @dataclass(frozen=True, slots=True)
 class Route:
-    """``path`` is what the container is asked for: it starts with ``/`` and keeps its percent-encoding."""
+    """``path`` is what the container is asked for: it starts with ``/`` and keeps its percent-encoding.
+    ``members``: not for strangers, who may see a public project as it is now."""
 
     audience: Audience
     path: str
+    members: bool = False
 
 
 def resolve(rest: str) -> Route | None:
@@ -75,5 +81,5 @@ def resolve(rest: str) -> Route | None:
     segments = tuple(rest[1:].split("/"))
     for prefix, audience in _TABLE:
         if segments[: len(prefix)] == prefix:
-            return Route(audience, rest)
+            return Route(audience, rest, prefix == _MEMBERS)
     return None

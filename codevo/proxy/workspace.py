@@ -107,6 +107,13 @@ class WorkspaceHandler(ApiHandler):
         route = resolve(path)
         if route is None:
             raise Problem(404, "There is no such route in a workspace.", code="route")
+        if route.members and self.stranger:
+            raise Problem(
+                403,
+                "Only members see a project's history.",
+                remedy="Ask an owner for an invitation.",
+                code="role",
+            )
         query = without_token(query)
         self._route = Route(route.audience, f"{route.path}?{query}" if query else route.path)
         self._address = self._find()

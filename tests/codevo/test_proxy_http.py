@@ -85,6 +85,21 @@ async def test_a_guest_of_a_public_project_is_a_viewer(hub: Stand) -> None:
     assert got["sub"].startswith("anon:")
 
 
+async def test_what_a_public_project_once_held_is_its_members(hub: Stand) -> None:
+    user, token = await hub.user("ann")
+    _, stranger = await hub.user("bob")
+    project = await hub.project((user, Role.VIEWER), visibility=Visibility.PUBLIC)
+    pod = hub.pod(project)
+    for path in ("/api/history/a.txt", "/api/history/a.txt?seq=1", "//api/history", "/api/history/"):
+        for headers in ({}, bearer(stranger)):
+            async with hub.http.get(f"{hub.origin}/p/{project}{path}", headers=headers) as answer:
+                assert answer.status == 403
+    assert not pod.seen
+    async with hub.http.get(f"{hub.origin}/p/{project}/api/history/a.txt", headers=bearer(token)) as answer:
+        await answer.read()
+    assert len(pod.seen) == 1
+
+
 async def test_a_write_with_a_cookie_needs_the_header_and_our_origin(hub: Stand) -> None:
     user, _ = await hub.user("ann")
     project = await hub.project((user, Role.OWNER))

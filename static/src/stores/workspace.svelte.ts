@@ -35,6 +35,12 @@ export class Workspace {
   admitted = $state(0);
   #refused = false;
   focusAsked = $state(0);
+  /** Whether the search stands in place of the files, how often it was asked for, and what for. */
+  searching = $state(false);
+  searchAsked = $state(0);
+  search = $state({ text: '', case: false, word: false, regex: false, include: '' });
+  /** Where the editor of a file is to go once it is there. */
+  target = $state.raw<{ path: string; line: number; column: number; length: number } | null>(null);
   focusGiven = 0;
   unsynced = $derived([...this.docs.values()].some((d) => d.unsynced));
   #events: Socket[] = [];
@@ -68,6 +74,10 @@ export class Workspace {
     return this.project.role;
   }
 
+  /** Strangers of a public project see what is there now, not what was. */
+  get member(): boolean {
+    return this.project.members !== undefined;
+  }
   get editor(): boolean {
     return this.project.role !== 'viewer' && this.worker.kind !== 'denied';
   }
@@ -86,6 +96,21 @@ export class Workspace {
     this.layout.open(path);
     if (focus) this.focusAsked += 1;
     void this.files.reveal(path);
+  }
+
+  /** Open a file and select a place in it; lines and columns count from 1. */
+  goTo(path: string, place: { line: number; column: number; length: number }, focus = false): void {
+    this.target = { path, line: place.line, column: place.column, length: place.length };
+    const doc = this.docs.get(path);
+    if (doc?.history) doc.history = false;
+    this.open(path, focus);
+  }
+
+  showSearch(): void {
+    this.layout.files = true;
+    this.layout.mobile = 'files';
+    this.searching = true;
+    this.searchAsked += 1;
   }
 
   /** Show the history of a file, of one that is gone as well. */
