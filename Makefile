@@ -26,6 +26,10 @@ test: needs-test setup $(VENV)/.test ## Check style and types, run all tests
 	@cd static && npm run --silent check && npm test --silent
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
+SOAK ?= 600
+test-soak: needs-test setup $(VENV)/.test ## Random lives of a project for SOAK seconds, then 200 kills of the worker
+	@SOAK=$(SOAK) $(BIN)/python -m pytest -s tests/pod_runtime/worker/test_model.py tests/pod_runtime/worker/test_crash_whole.py $(PYTEST_ARGS)
+
 lint: $(VENV)/.test ## Check style and types of the Python code
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -73,4 +77,4 @@ static/dist/index.html: $(STATIC_SOURCES) static/node_modules/.package-lock.json
 	@cd static && npm run --silent build
 	@touch $@
 
-.PHONY: help setup run test lint bench clean needs-test
+.PHONY: help setup run test test-soak lint bench clean needs-test

@@ -87,8 +87,11 @@ class FileKey:
     @classmethod
     def of(cls, st: os.stat_result) -> FileKey:
         # the time of change is the one that programs cannot set
-        sure = abs(time.time_ns() - st.st_ctime_ns) > RACY
-        return cls((st.st_ino, st.st_size, st.st_mtime_ns, st.st_ctime_ns), sure)
+        return cls(_numbers(st), abs(time.time_ns() - st.st_ctime_ns) > RACY)
+
+
+def _numbers(st: os.stat_result) -> tuple[int, int, int, int]:
+    return (st.st_ino, st.st_size, st.st_mtime_ns, st.st_ctime_ns)
 
 
 _NO_FILE = FileKey((0, 0, 0, 0), True)

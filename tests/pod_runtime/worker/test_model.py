@@ -220,7 +220,12 @@ class Player(World):
         if not self.files():
             return
         old, new = self.some_path(), self.chance.random.choice(NAMES)
-        if old != new:
+        held = set(tokens(self.read(new))) if (self.workspace / new).exists() else set()
+        for page in self.pages:
+            if page.path == new:
+                held |= set(tokens(str(page.text)))
+        # two texts that share words in another order are a conflict, which may keep both
+        if old != new and not held & set(tokens(self.read(old))):
             self.vanishes(old)
             if (self.workspace / new).exists():
                 self.vanishes(new)
