@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Iterator
 
@@ -20,6 +21,9 @@ from codevo.objects.checkpoints import (
     checkpoint_json,
 )
 from pod_runtime.journal.checkpoints import TooManyCheckpoints
+
+#: Seconds for the object store to say what it has.
+PATIENCE = 20.0
 
 
 @contextlib.contextmanager
@@ -49,8 +53,12 @@ class CheckpointsHandler(ApiHandler):
     @needs(role="viewer")
     async def get(self, project_id: str) -> None:
         """``[{name, seq, time, by, auto}]``, the newest first. ``by`` is null when nobody asked for it."""
-        with _answered():
-            found = await self.hub.projects.checkpoints.list(project_id)
+        try:
+            with _answered():
+                async with asyncio.timeout(PATIENCE):
+                    found = await self.hub.projects.checkpoints.list(project_id)
+        except TimeoutError as e:
+            raise unavailable("The object store does not answer in time.", seconds=5) from e
         self.write_json([checkpoint_json(mark) for mark in found])
 
     @needs(role="editor")

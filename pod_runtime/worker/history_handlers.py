@@ -32,6 +32,8 @@ MAX_FILE = 10 * 2**20
 PLACES = 3
 WAIT = 10.0
 SECONDS = 60.0
+#: Seconds for the object store to say what it has. What was read by then is remembered.
+PATIENCE = 25.0
 _CHUNK = 256 * 1024
 _MAX_SEQ = 10**16
 
@@ -87,6 +89,8 @@ class HistoryHandler(_PastHandler):
                 await self._list(path)
             else:
                 await self._read(path, seq)
+        except TimeoutError as e:
+            raise HTTPError(503, reason="The object store does not answer in time") from e
         except NotFound as e:
             raise HTTPError(410, reason="That state is no longer kept") from e
         except StoreError as e:
@@ -95,7 +99,8 @@ class HistoryHandler(_PastHandler):
     async def _list(self, path: str) -> None:
         before = self.number("before", None, _MAX_SEQ)
         limit = self.number("limit", VERSIONS, MAX_VERSIONS)
-        found, more = await self.past.versions(path, before=before, limit=max(limit or 0, 1))
+        async with asyncio.timeout(PATIENCE):
+            found, more = await self.past.versions(path, before=before, limit=max(limit or 0, 1))
         self.write_json({"versions": [_version(v) for v in found], "more": more})
 
     async def _read(self, path: str, seq: int) -> None:
@@ -108,7 +113,8 @@ class HistoryHandler(_PastHandler):
         try:
             limit = max(self.worker.config.max_document, MAX_FILE)
             try:
-                data = await self.past.read(path, seq, limit)
+                async with asyncio.timeout(PATIENCE):
+                    data = await self.past.read(path, seq, limit)
             except TooLarge as e:
                 raise HTTPError(413, reason=f"The file was larger than {limit} bytes") from e
             if data is None:

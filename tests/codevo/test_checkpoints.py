@@ -87,6 +87,19 @@ async def test_a_name_is_of_one_state(hub: TestHub) -> None:
     assert (await ann("GET", path)).json == [first]
 
 
+async def test_a_store_that_says_nothing(hub: TestHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    ann = await hub.person("ann")
+    project = await hub.project(ann)
+
+    async def silent(project_id: str) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(hub.hub.projects.checkpoints, "list", silent)
+    monkeypatch.setattr("codevo.api.checkpoints.PATIENCE", 0.1)
+    answer = await ann("GET", f"/api/projects/{project}/checkpoints", expect=503)
+    assert "does not answer" in answer.json["message"]
+
+
 async def test_so_many(hub: TestHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoints, "MAX_NAMED", 2)
     ann = await hub.person("ann")

@@ -241,6 +241,14 @@ async def test_what_is_asked_wrongly_or_too_much(logged: LoggedSite, monkeypatch
     logged.store.fault = away
     assert (await at(logged, "f", last))[0] == 503
     assert (await logged.call("GET", "/api/history/f"))[0] == 503
+
+    async def silent(operation: str, key: str, phase: str) -> None:
+        await asyncio.Event().wait()
+
+    logged.store.fault = silent
+    monkeypatch.setattr("pod_runtime.worker.history_handlers.PATIENCE", 0.1)
+    assert (await at(logged, "f", last))[0] == 503
+    assert (await logged.call("GET", "/api/history/f"))[0] == 503
     logged.store.fault = None
     async with logged.session.get(f"{logged.url}/api/history/f") as answer:
         assert answer.status == 401
