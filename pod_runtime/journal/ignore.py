@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import tomllib
 from functools import cached_property
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from pathspec import GitIgnoreSpec
+from pod_runtime.journal.globs import Globs
 
 DEFAULTS = (
     "node_modules/",
@@ -21,7 +19,9 @@ DEFAULTS = (
     ".codevo-tmp-*",
 )
 MAX_TOML = 2**16
-MAX_PATTERNS = 1000
+#: Patterns, and characters of each, that a codevo.toml may hold: every path is compared with every one.
+MAX_PATTERNS = 200
+MAX_PATTERN = 250
 
 
 class Ignore:
@@ -32,20 +32,16 @@ class Ignore:
         self.patterns = patterns
 
     @cached_property
-    def _spec(self) -> GitIgnoreSpec:
+    def _globs(self) -> Globs:
         # late: opening a workspace does without
-        from pathspec import GitIgnoreSpec
-
-        return GitIgnoreSpec.from_lines([*DEFAULTS, *self.patterns])
+        return Globs([*DEFAULTS, *self.patterns])
 
     def __call__(self, path: str, *, folder: bool) -> bool:
-        return self._spec.match_file(path + "/" if folder else path)
+        return self._globs.match(path, folder=folder)
 
     def beneath(self, path: str) -> bool:
         """Whether ``path``, seen alone, is ignored by itself or by a folder above it."""
-        parts = path.split("/")
-        above = ("/".join(parts[:n]) for n in range(1, len(parts)))
-        return any(self(folder, folder=True) for folder in above) or self(path, folder=False)
+        return self._globs.beneath(path)
 
 
 def patterns_of(toml: bytes) -> tuple[str, ...]:
@@ -54,18 +50,19 @@ def patterns_of(toml: bytes) -> tuple[str, ...]:
         raise ValueError("codevo.toml is too large")
     try:
         found = tomllib.loads(toml.decode())
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as e:
+    except (ValueError, RecursionError) as e:
         raise ValueError(f"codevo.toml: {e}") from e
     persist = found.get("persist", {})
     patterns = persist.get("ignore", []) if isinstance(persist, dict) else None
-    if not isinstance(patterns, list) or len(patterns) > MAX_PATTERNS:
+    if not isinstance(patterns, list) or not all(isinstance(p, str) for p in patterns):
         raise ValueError("codevo.toml: [persist] ignore has to be a list of patterns")
-    if not all(isinstance(p, str) and len(p) < 1000 for p in patterns):
-        raise ValueError("codevo.toml: [persist] ignore has to be a list of patterns")
-    from pathspec import GitIgnoreSpec
-
+    if len(patterns) > MAX_PATTERNS or any(len(p) > MAX_PATTERN for p in patterns):
+        raise ValueError(
+            f"codevo.toml: [persist] ignore holds at most {MAX_PATTERNS} patterns of {MAX_PATTERN} characters"
+            " each; put what is not to be saved into fewer folders and name those"
+        )
     try:
-        GitIgnoreSpec.from_lines(patterns)
+        Globs(patterns)
     except ValueError as e:
         raise ValueError(f"codevo.toml: [persist] ignore: {e}") from e
     return tuple(patterns)

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
 
+from pod_runtime.journal.globs import Globs
 from pod_runtime.journal.ignore import MAX_TOML, Ignore, patterns_of
 from pod_runtime.worker.safefs import Entry, InvalidPath, Kind, Root, TooLarge, is_temporary
 from pod_runtime.worker.search import MAX_PER_FILE, BadQuery, Match, Query, compiled, find
@@ -137,14 +138,12 @@ def _included(include: str) -> Callable[[str], bool]:
     patterns = [part.strip() for part in include.split(",") if part.strip()]
     if not patterns:
         return lambda path: True
-    from pathspec import GitIgnoreSpec
-
     try:
-        wanted = GitIgnoreSpec.from_lines([p for p in patterns if not p.startswith("!")] or ["*"])
-        unwanted = GitIgnoreSpec.from_lines([p[1:] for p in patterns if p.startswith("!")])
+        wanted = Globs([p for p in patterns if not p.startswith("!")] or ["*"])
+        unwanted = Globs([p[1:] for p in patterns if p.startswith("!")])
     except ValueError as e:
         raise BadQuery(f"include: {e}") from e
-    return lambda path: wanted.match_file(path) and not unwanted.match_file(path)
+    return lambda path: wanted.beneath(path) and not unwanted.beneath(path)
 
 
 class _Timer:

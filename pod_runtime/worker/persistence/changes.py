@@ -32,6 +32,8 @@ from pod_runtime.worker.ports import DocumentCapture
 MAX_FILE = 512 * 2**20
 #: Commits and files up to this size are held in memory, larger ones in /state.
 IN_MEMORY = 8 * 2**20
+#: Paths that one look names in notices: many of them must not push all else out of the pages' queues.
+MAX_NAMED = 20
 #: A file changed this shortly before it was read may change again without its times telling, nanoseconds.
 RACY = 50_000_000
 
@@ -113,7 +115,8 @@ class Changes:
         people: Taken | None = None,
     ) -> None:
         self._root, self._manifest, self._ignore = root, manifest, ignore
-        self._live, self._notice, self._stopped = live, notice, stopped
+        self._live, self._say, self._stopped = live, notice, stopped
+        self._unsaved = 0
         self._people = people or Taken({})
         self._written: set[str] = set()
         self._folder = spool
@@ -145,6 +148,8 @@ class Changes:
             else:
                 for path in sorted(closed.union(paths)):
                     self._path(path)
+            if self._unsaved > MAX_NAMED:
+                self._say("warning", f"More files and folders than these {MAX_NAMED} are not saved")
             self._body.close()
             body = self._spool.result()
         except BaseException:
@@ -221,9 +226,14 @@ class Changes:
 
         return self._root.walk(path, skip=skip, unreadable=self._unreadable)
 
+    def _not_saved(self, words: str) -> None:
+        self._unsaved += 1
+        if self._unsaved <= MAX_NAMED:
+            self._say("warning", words)
+
     def _unreadable(self, path: str, error: Exception) -> None:
         self._unsure.append(path + "/" if path else "")
-        self._notice("warning", f"The folder {_show(path)} cannot be read and is not saved")
+        self._not_saved(f"The folder {_show(path)} cannot be read and is not saved")
 
     def _path(self, path: str) -> None:
         if path == "":
@@ -318,6 +328,7 @@ class Changes:
                 self._file(path, st, old)
         else:
             self._gone(path)  # FIFOs, sockets and devices are nothing to keep
+            self._not_saved(f"{_show(path)} is a pipe, socket or device and is not saved")
 
     def _link(self, path: str, st: os.stat_result, old: Entry | None) -> None:
         try:
@@ -332,17 +343,17 @@ class Changes:
 
     def _file(self, path: str, st: os.stat_result, old: Entry | None) -> None:
         if st.st_size > MAX_FILE:
-            self._notice("warning", f"{_show(path)} is larger than {MAX_FILE >> 20} MiB and is not saved")
+            self._not_saved(f"{_show(path)} is larger than {MAX_FILE >> 20} MiB and is not saved")
             return
         if st.st_size - (old.size if old else 0) > self._room:
-            self._notice("warning", f"{_show(path)} is not saved: the project is over its size limit")
+            self._not_saved(f"{_show(path)} is not saved: the project is over its size limit")
             return
         try:
             fd = self._root.open_read(path)
         except FileNotFoundError:
             return  # gone again; its deletion will be seen
         except (OSError, safefs.InvalidPath) as e:
-            self._notice("warning", f"{_show(path)} cannot be read and is not saved ({e.__class__.__name__})")
+            self._not_saved(f"{_show(path)} cannot be read and is not saved ({e.__class__.__name__})")
             return
         try:
             self._read(fd, path, old)
@@ -361,7 +372,7 @@ class Changes:
                     raise Stopped
                 size += len(chunk)
                 if size > limit:
-                    self._notice("warning", f"{_show(path)} grows over the limit and is not saved")
+                    self._not_saved(f"{_show(path)} grows over the limit and is not saved")
                     return
                 digest.update(chunk)
                 copy.write(chunk)
