@@ -192,13 +192,17 @@ class ForkHandler(ApiHandler):
     @needs(role="viewer", guests=True)
     @body({"type": "object", "additionalProperties": False, "properties": {"title": _TITLE}})
     async def post(self, project_id: str) -> None:
-        """A copy that belongs to the caller. Strangers may fork public projects, but have to log in."""
+        """A copy that belongs to the caller, with the history for members. Strangers may fork public ones:
+        they have to log in and get the present files alone."""
         user = self.user
         wanted = self.json_body()
         given = clean_title(wanted["title"]) if "title" in wanted else ""
         with translated():
             project = await self.hub.projects.fork(
-                user.id, self.project, given or f"{self.project.title[:93]} (fork)"
+                user.id,
+                self.project,
+                given or f"{self.project.title[:93]} (fork)",
+                history=not self.stranger,
             )
         self.set_header("Location", f"/api/projects/{project.id}")
         self.write_json(await one_project(self.hub, project, Role.OWNER, user), 201)

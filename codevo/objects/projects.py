@@ -149,8 +149,8 @@ class ProjectManager(LoggingConfigurable):
         log.info("project %s was imported: %s", project.id, counts)
         return project
 
-    async def fork(self, owner: str, source: Project, title: str) -> Project:
-        """A copy of ``source`` as it is now, private to ``owner``.
+    async def fork(self, owner: str, source: Project, title: str, *, history: bool) -> Project:
+        """A copy of ``source`` as it is now, private to ``owner``, with or without its earlier versions.
 
         Raises `TooManyProjects`, `NotFlushed`, `StoreError`.
         """
@@ -158,8 +158,9 @@ class ProjectManager(LoggingConfigurable):
         await self._flush(source.id)
         project = Project(id=new_id(), title=title, template=source.template)
         target = project_prefix(project.id)
+        copy = journal.fork if history else journal.fork_files
         try:
-            await journal.fork(self._bucket.store, project_prefix(source.id), target)
+            await copy(self._bucket.store, project_prefix(source.id), target)
         except BaseException:
             with contextlib.suppress(StoreError):
                 await journal.delete_prefix(self._bucket.store, target)

@@ -113,6 +113,20 @@ async def fork(store: ObjectStore, source: str, target: str) -> int:
     return log.last
 
 
+async def fork_files(store: ObjectStore, source: str, target: str) -> None:
+    """Begin ``target``'s log with ``source``'s present files and nothing of what was before.
+
+    For people who may see what is there now, but no earlier versions: neither records that can be read back
+    nor the documents' histories are copied. Streams. HEAD comes last: when this fails, delete ``target``.
+    """
+    at, to = Prefixed(store, source), Prefixed(store, target)
+    plan = await reader.plan(at, await reader.load(at))
+    frame = meta_frame(Meta("snapshot", 0, "fork", 0, "", now()))
+    body = reader.archive(at, plan, first_frame=frame, workspace=Area.WORKSPACE)
+    await to.put_stream(snapshot_key(0), body)
+    await to.put(HEAD, Head(0).to_json(), if_none_match=True)
+
+
 async def export(
     store: ObjectStore, prefix: str, *, folder: str = "workspace", at: int | None = None
 ) -> AsyncIterator[bytes]:

@@ -15,7 +15,11 @@ import zstandard
 
 from codevo.embedded.s3 import S3Settings
 from codevo.spawner.base import ServerState
+from pod_runtime.journal import reader
+from pod_runtime.journal.format import Area, Member, encode_body
+from pod_runtime.journal.projects import Prefixed
 from pod_runtime.journal.store import StoreError
+from pod_runtime.journal.writer import Commit, LogWriter
 from tests.codevo.hubs import TestHub, open_hub
 
 GONE = "a" * 16
@@ -294,6 +298,30 @@ async def test_fork_has_the_files_and_another_owner(hub: TestHub) -> None:
     named = await ben("POST", f"/api/projects/{ident}/fork", {"title": "Mine"}, expect=201)
     assert named.json["title"] == "Mine"
     await ann("GET", f"/api/projects/{forked['id']}", expect=404)
+
+
+async def test_a_strangers_fork_leaves_the_history_behind(hub: TestHub) -> None:
+    """What was deleted before a project became public is not what its owner shows."""
+    ann, ben, cat = await hub.person("ann"), await hub.person("ben"), await hub.person("cat")
+    ident = await hub.project(ann, visibility="public")
+    await ann("PUT", f"/api/projects/{ident}/members/cat", {"role": "viewer"}, expect=201)
+    log = Prefixed(hub.hub.bucket.store, f"projects/{ident}/")
+    writer = LogWriter(log, 1)
+    await writer.position(await reader.load(log))
+    await writer.open()
+    for text in (b"the old secret", b"new"):
+        file = Member(Area.WORKSPACE, "x", size=len(text))
+        await writer.append(Commit(encode_body([(file, text)])))
+
+    copied = []
+    for one in (ben, cat):
+        fork = (await one("POST", f"/api/projects/{ident}/fork", {}, expect=201)).json["id"]
+        export = await one("GET", f"/api/projects/{fork}/export", expect=200)
+        assert unpack(export.body)["workspace/x"] == b"new"
+        copied.append({k.split("/", 2)[2] for k in await keys(hub, f"projects/{fork}/")})
+    strangers, members = copied
+    assert strangers == {"HEAD.json", "snapshots/0000000000000000.tar.zst"}
+    assert any(k.startswith("journal/") for k in members)
 
 
 async def test_a_running_project_is_flushed_before_it_is_copied(hub: TestHub) -> None:

@@ -371,6 +371,29 @@ async def test_forks_are_projects_of_their_own() -> None:
             await projects.delete_prefix(bucket, bad)
 
 
+async def test_a_fork_of_the_files_alone_holds_nothing_of_the_past() -> None:
+    bucket = MemoryStore()
+    a = bucket.view("projects/a/")
+    w = await opened(a, 7)
+    await w.append(commit({"x": b"the old secret"}, docs={"x": b"and its history"}))
+    await w.append(commit({"x": b"new", "y": b"stays"}, docs={"x": b"and its history, too"}))
+    await w.snapshot()
+    await w.append(commit({"z": b"short-lived"}))
+    gone = commit({})
+    gone.deleted = ("workspace/z",)
+    await w.append(gone)
+    await projects.fork_files(bucket, "projects/a/", "projects/b/")
+    b = bucket.view("projects/b/")
+    assert sorted(k for k in bucket.objects if k.startswith("projects/b/")) == [
+        "projects/b/HEAD.json",
+        "projects/b/snapshots/0000000000000000.tar.zst",
+    ]
+    await opened(b, 1)  # generations begin anew
+    assert await state(b) == {"workspace/x": b"new", "workspace/y": b"stays"}
+    meta = await reader.read_meta(b, reader.snapshot_key(0))
+    assert (meta.seq, meta.docs, meta.generation) == (0, {}, 0)
+
+
 async def test_a_fork_of_a_project_without_snapshot() -> None:
     bucket = MemoryStore()
     w = await opened(bucket.view("projects/a/"), 3)
