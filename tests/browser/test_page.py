@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +15,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.browser.people import ARTIFACTS, PASSWORD, PHONE, Person, until
-from tests.harness import HubProcess
+from tests.harness import HubProcess, processes
 
 pytestmark = pytest.mark.browser
 Make = Callable[..., Person]
@@ -205,6 +207,41 @@ def test_files_and_folders(person: Make, tmp_path: Path) -> None:
     with page.expect_download() as download:
         ana.tree_menu("some data.bin", "Download")
     assert Path(download.value.path()).read_bytes() == data
+
+
+def test_a_file_renamed_under_somebody_who_types(person: Make) -> None:
+    """The cursor, undo and the text on its way stay where they are; the language is the new name's."""
+    ana, ben = person("ana").join(), person("ben").join()
+    project = ana.project()
+    ana.ok("PUT", f"/api/projects/{project}/members/{ben.name}", {"role": "editor"})
+    ana.enter(project)
+    ben.enter(project)
+    ana.put(project, "main.py", "x = 1\n" * 80)
+    for one in (ana, ben):
+        until(one.page, lambda one=one: "def greet" not in one.text("main.py"))
+    ana.write_at_end("main.py", "one two")
+    ben.call("PATCH", f"/p/{project}/api/contents/main.py", {"path": "page.html"})
+    for letter in " three four":
+        ana.page.keyboard.type(letter, delay=60)
+    expect(ana.editor("page.html")).to_be_focused()
+    ana.page.keyboard.type(" five")
+    until(ana.page, lambda: ana.read(project, "page.html").endswith("x = 1\none two three four five"))
+    expect(ana.status.get_by_text("HTML", exact=True)).to_be_visible()
+
+    # goes on together under the new name, over a new connection as well
+    ben.write_at_end("page.html", " six")
+    ana.sees("page.html", "four five six")
+    ana.expect_outage()
+    ben.expect_outage()
+    for pid in processes("pod_runtime.worker", project):
+        os.kill(pid, signal.SIGKILL)
+    ana.page.keyboard.press("Control+End")
+    ana.page.keyboard.type(" seven")
+    ben.sees("page.html", "four five six seven")
+    expect(ana.tree_item("main.py")).to_be_hidden()
+    while " five" in ana.text("page.html"):
+        ana.page.keyboard.press("Control+z")
+    ana.sees("page.html", " six")
 
 
 def test_a_file_deleted_under_an_open_editor(person: Make) -> None:

@@ -40,6 +40,7 @@ export interface Live {
  * after local edits a sync step 1 is sent, and the answer proves that everything before it arrived.
  */
 export class OpenDoc {
+  path = $state('');
   kind = $state<DocKind>('loading');
   reason = $state('');
   size = $state<number | null>(null);
@@ -63,12 +64,26 @@ export class OpenDoc {
 
   constructor(
     readonly api: WorkspaceApi,
-    readonly path: string,
+    path: string,
     readonly user: string,
     /** Called when the server says that this person may not (4403). */
     readonly ondenied: () => void = () => undefined,
   ) {
+    this.path = path;
     void this.load();
+  }
+
+  /**
+   * The file has another name now. Gives whether this goes on as the same document, with its socket, what is not
+   * sent yet, undo and cursor; else what is at the new name is to be opened.
+   */
+  moved(to: string): boolean {
+    const ext = extension(to);
+    if (!this.live || !this.synced || this.kind !== 'text' || IMAGES[ext] || BINARY.has(ext)) return false;
+    this.path = to;
+    // where it connects the next time; the workspace's room goes along with the file
+    this.live.provider.roomname = encodePath(to);
+    return true;
   }
 
   async load(): Promise<void> {

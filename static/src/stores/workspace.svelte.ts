@@ -296,9 +296,13 @@ export class Workspace {
   #moved(from: string, to: string): void {
     for (const path of [...this.docs.keys()]) {
       const now = moved(path, from, to);
-      if (now === null) continue;
-      this.docs.get(path)?.destroy();
+      const doc = this.docs.get(path);
+      if (now === null || !doc) continue;
       this.docs.delete(path);
+      if (doc.moved(now)) {
+        this.docs.get(now)?.destroy();
+        this.docs.set(now, doc);
+      } else doc.destroy();
     }
     for (const path of this.layout.tabs) if (isInside(path, from)) void this.files.reveal(moved(path, from, to) ?? path);
     this.layout.moved(from, to);
