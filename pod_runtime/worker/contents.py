@@ -325,7 +325,11 @@ def rename(root: Root, old: str, new: str) -> Model:
             root.lstat(old)
             with errors(new):
                 root.rename(old, new)
-        return get(root, new, content=False)
+        st = root.lstat(new)
+        if kind_of(st) in (Kind.FILE, Kind.DIRECTORY):
+            return get(root, new, content=False)
+        # what nothing reads can be moved all the same, and has been
+        return _entry(Entry(new, st))
 
 
 def delete(root: Root, path: str) -> None:

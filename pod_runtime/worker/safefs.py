@@ -170,7 +170,7 @@ class Root:
         """Every entry beneath ``path``, folders before what they hold, siblings sorted by name.
 
         ``skip`` leaves an entry (and all beneath) out. Folders that vanish are passed over; those that cannot
-        be read, or lie deeper than `MAX_PATH`, are told to ``unreadable``.
+        be read, and what lies deeper than `MAX_PATH`, are told to ``unreadable``.
         """
         todo = [path]
         while todo:
@@ -186,6 +186,11 @@ class Root:
             deeper: list[str] = []
             for entry in sorted(entries, key=lambda e: e.path):
                 if skip is not None and skip(entry):
+                    continue
+                if len(os.fsencode(entry.path)) > MAX_PATH:
+                    # a name that nothing could ask for, and that no record may hold
+                    if unreadable is not None:
+                        unreadable(entry.path, InvalidPath(f"The path is longer than {MAX_PATH} bytes"))
                     continue
                 yield entry
                 if entry.kind is Kind.DIRECTORY:

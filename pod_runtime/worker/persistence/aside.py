@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import os
+import secrets
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,14 +35,35 @@ class SetAside:
         self.count = 0
 
     def _place(self, path: str) -> str:
+        self._make_room()
+        try:
+            target = self._free(path)
+        except safefs.DiskFull:
+            raise
+        except (OSError, safefs.InvalidPath):
+            # too long here, or a file stands where its folder would be
+            short = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
+            target = self._free(f"{short}-{path.rpartition('/')[2][:60]}")
+        self.count += 1
+        return target
+
+    def _free(self, path: str) -> str:
         target = safefs.join(self.folder, path)
         number = 1
         while self._root.exists(target):
             number += 1
             target = safefs.join(self.folder, f"{path}~{number}")
         self._root.mkdir(target.rpartition("/")[0], parents=True, exist_ok=True)
-        self.count += 1
         return target
+
+    def _make_room(self) -> None:
+        """Whoever put a file or a link in the place of our folder keeps it under another name."""
+        try:
+            kind = safefs.kind_of(self._root.lstat(ASIDE))
+        except FileNotFoundError:
+            return
+        if kind is not safefs.Kind.DIRECTORY:
+            self._root.rename(ASIDE, f"{ASIDE}-{secrets.token_hex(4)}")
 
     def move(self, path: str) -> None:
         """Take the file or link at ``path`` away to here."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import tempfile
 import time
@@ -34,6 +35,8 @@ MAX_FILE = 512 * 2**20
 IN_MEMORY = 8 * 2**20
 #: Paths that one look names in notices: many of them must not push all else out of the pages' queues.
 MAX_NAMED = 20
+#: Deletions in one commit, bytes: the meta data that names them is bounded. The rest goes into the next one.
+MAX_DELETED = 8 * 2**20
 #: A file changed this shortly before it was read may change again without its times telling, nanoseconds.
 RACY = 50_000_000
 
@@ -56,6 +59,8 @@ class Prepared:
     people: Taken = field(default_factory=lambda: Taken({}))
     #: the paths in ``workspace/`` that the body holds
     written: set[str] = field(default_factory=set)
+    #: whether there is more to commit than this holds
+    more: bool = False
 
     @property
     def large(self) -> bool:
@@ -117,6 +122,7 @@ class Changes:
         self._root, self._manifest, self._ignore = root, manifest, ignore
         self._live, self._say, self._stopped = live, notice, stopped
         self._unsaved = 0
+        self._deleted_bytes, self._more = 0, False
         self._people = people or Taken({})
         self._written: set[str] = set()
         self._folder = spool
@@ -159,7 +165,8 @@ class Changes:
         commit = Commit(body, tuple(self._deleted), self._docs, changed, count)
         empty = not self._members and not self._deleted
         prepared = Prepared(
-            commit, self._delta, empty, self._versions, self._members, self._people, self._written
+            *(commit, self._delta, empty, self._versions, self._members, self._people, self._written),
+            more=self._more,
         )
         if empty:
             prepared.discard()
@@ -233,7 +240,10 @@ class Changes:
 
     def _unreadable(self, path: str, error: Exception) -> None:
         self._unsure.append(path + "/" if path else "")
-        self._not_saved(f"The folder {_show(path)} cannot be read and is not saved")
+        if isinstance(error, safefs.InvalidPath):
+            self._not_saved(f"{_show(path)} lies too deep and is not saved")
+        else:
+            self._not_saved(f"The folder {_show(path)} cannot be read and is not saved")
 
     def _path(self, path: str) -> None:
         if path == "":
@@ -291,9 +301,13 @@ class Changes:
             return
         if any(path.startswith(prefix) for prefix in self._unsure) or self._held(path):
             return
+        if self._deleted_bytes > MAX_DELETED:
+            self._more = True
+            return
         self._room += self._manifest.entries[path].size
         self._delta.entries[path] = None
         self._deleted.append(f"workspace/{path}")
+        self._deleted_bytes += len(json.dumps(path))
 
     def _held(self, path: str) -> bool:
         """Whether the log keeps ``path``: it was never restored here, and its place is free."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import hashlib
 import logging
 import sqlite3
 from collections.abc import Callable
@@ -296,6 +297,9 @@ class Persister:
     async def _prepare(self) -> None:
         """Look and pack; leaves ``_in_flight`` or, when nothing changed, only the manifest's notes."""
         assert self._manifest is not None
+        changed = {path for path in self._documents.histories() if self._everything or path in self._paths}
+        stale = await asyncio.to_thread(self._stale, changed - self._documents.open_paths(), self._manifest)
+        await self._documents.refresh(stale)
         version, everything = self._version, self._everything
         paths, self._paths, self._everything = self._paths, set(), False
         started = asyncio.get_running_loop().time()
@@ -340,6 +344,8 @@ class Persister:
         if everything:
             took = asyncio.get_running_loop().time() - started
             self._next_scan = asyncio.get_running_loop().time() + max(SCAN_INTERVAL, took * SCAN_SHARE)
+        if prepared.more:
+            self.touched()
         if not prepared.empty:
             self._in_flight = (prepared, version)
             return
@@ -348,6 +354,19 @@ class Persister:
             await asyncio.to_thread(self._manifest.apply, prepared.delta, {})
         self._durable = max(self._durable, version)
         self._last_error = None
+
+    def _stale(self, paths: set[str], manifest: Manifest) -> list[str]:
+        """Those whose files are not as they were committed."""
+        found = []
+        for path in sorted(paths):
+            entry = manifest.entries.get(path)
+            with contextlib.suppress(OSError, ValueError):
+                st = self._root.lstat(path)
+                if entry is None or (entry.size, entry.mtime_ns) != (st.st_size, st.st_mtime_ns):
+                    data = self._root.read_bytes(path, self._config.max_document)
+                    if entry is None or entry.digest != hashlib.sha256(data).hexdigest():
+                        found.append(path)
+        return found
 
     def _read_ignore(self, notice: Notice) -> None:
         try:

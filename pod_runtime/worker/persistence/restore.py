@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 from collections.abc import Iterable
@@ -11,7 +12,7 @@ from stat import S_IMODE
 
 from pod_runtime.journal.format import Area, DocMeta, Kind, Member, Meta
 from pod_runtime.worker import safefs
-from pod_runtime.worker.persistence.aside import SetAside
+from pod_runtime.worker.persistence.aside import ASIDE, SetAside
 from pod_runtime.worker.persistence.manifest import HELD, HELD_FULL, Delta, Doc, Entry
 
 MAX_HISTORY = 64 * 2**20
@@ -76,6 +77,8 @@ class Restorer:
 
     def _begin(self, member: Member) -> bool:
         path = member.path
+        if path == ASIDE and member.kind is not Kind.DIRECTORY and self.aside.count:
+            raise FileExistsError(errno.EEXIST, "What was set aside is there", path)
         if member.kind is Kind.DIRECTORY:
             self._clear_way(path, folder=True)
             self.root.mkdir(path, parents=True, exist_ok=True)
@@ -169,14 +172,14 @@ class Restorer:
             self._data = bytearray()
             return
         path, digest = member.path, self._hash.hexdigest()
-        if path in self.unsaved:
-            if self._digest(path) not in (digest, None):
-                self.aside.move(path)
-            self.unsaved.discard(path)
         try:
+            if path in self.unsaved:
+                if self._digest(path) not in (digest, None):
+                    self.aside.move(path)
+                self.unsaved.discard(path)
             self._file.set_mtime(member.mtime_ns)
             st = self._file.commit(sync=False)
-        except OSError as e:
+        except (OSError, safefs.InvalidPath) as e:
             self._skip(member, e)
             return
         self._stack.close()
