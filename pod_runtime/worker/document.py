@@ -12,9 +12,10 @@ import hashlib
 import logging
 import os
 import secrets
+import stat
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pycrdt import Doc, Map, Text, TransactionEvent
@@ -48,6 +49,10 @@ _OUTGROWN = 4
 _MERGE_INLINE = 64 * 1024
 #: Seconds that a vanished file has to come back (git and some editors delete, then write).
 GRACE = 0.5
+#: Seconds that a file which has become shorter must stay as it is before it is taken in, and the longest
+#: that this is waited for. Its writer may be at it still: many truncate first.
+SETTLE = 0.25
+SETTLE_MAX = 2.0
 #: A file that changed so shortly before it was looked at may change again without its times telling,
 #: nanoseconds.
 RACY = 50_000_000
@@ -79,15 +84,16 @@ class DiskFile:
 @dataclass(frozen=True, slots=True)
 class FileKey:
     """Identifies a state of a file by its stat. While not ``sure`` its content may be another all the same:
-    the clock of the file system stands still for some milliseconds."""
+    the clock of the file system stands still for some milliseconds. ``mode`` are its permission bits."""
 
     stat: tuple[int, int, int, int]
     sure: bool
+    mode: int | None = None
 
     @classmethod
     def of(cls, st: os.stat_result) -> FileKey:
         # the time of change is the one that programs cannot set
-        return cls(_numbers(st), abs(time.time_ns() - st.st_ctime_ns) > RACY)
+        return cls(_numbers(st), abs(time.time_ns() - st.st_ctime_ns) > RACY, stat.S_IMODE(st.st_mode))
 
 
 def _numbers(st: os.stat_result) -> tuple[int, int, int, int]:
@@ -166,7 +172,7 @@ class Document:
         self.path = path
         self.version = 0
         self.saved_version = 0
-        self.closed = False
+        self.closed = self._ended = False
         self.clients = 0
         self.idle_since = time.monotonic()
         self.lock = asyncio.Lock()
@@ -379,11 +385,11 @@ class Document:
             st = await asyncio.to_thread(self._root.lstat, self.path)
             if self._key.sure and FileKey.of(st).stat == self._key.stat:
                 return True
-            disk = await asyncio.to_thread(read_file, self._root, self.path, self._limit)
+            disk = await self._settled()
         except (FileNotFoundError, NotADirectoryError):
             return False
         except (NotText, TooLarge, NotRegular, IsADirectoryError) as e:
-            await self._set_aside()
+            await self.set_aside()
             raise Unfit(str(e)) from e
         if disk.digest == self._disk:
             self._key = disk.key
@@ -391,11 +397,27 @@ class Document:
         try:
             await self._take(disk)
         except Refused as e:
-            await self._set_aside()
+            await self.set_aside()
             raise Unfit(str(e)) from e
         return True
 
-    async def _set_aside(self) -> None:
+    async def _settled(self) -> DiskFile:
+        """The file once it is not being written any more, as far as one can tell. Raises as `read_file`.
+
+        To take in a truncated file would delete all that people's cursors and undo refer to; to save what
+        they type meanwhile would put another file in place of the one that its writer goes on to write.
+        """
+        end = time.monotonic() + SETTLE_MAX
+        disk = await asyncio.to_thread(read_file, self._root, self.path, self._limit)
+        while len(disk.file.text) < len(self._base) and time.monotonic() < end:
+            await asyncio.sleep(SETTLE)
+            before = disk.digest
+            disk = await asyncio.to_thread(read_file, self._root, self.path, self._limit)
+            if disk.digest == before:
+                break
+        return disk
+
+    async def set_aside(self) -> None:
         """Keep unsaved text beside a file that can no longer hold it."""
         if self.unsaved:
             aside = f"{self.path}.unsaved-{secrets.token_hex(3)}"
@@ -426,7 +448,8 @@ class Document:
                     continue
                 if not self.unsaved:
                     raise Gone(self.path)
-                self._key = _NO_FILE
+                # written anew, it is as executable as before
+                self._key = replace(_NO_FILE, mode=self._key.mode)
             version, text = self.version, self.text
             data = TextFile(text, self._crlf).encode()
             digest = sha256(data)
@@ -452,10 +475,11 @@ class Document:
 
     def _write(self, data: bytes, expected: FileKey, digest: str) -> FileKey:
         folder = self.path.rpartition("/")[0]
-        if expected == _NO_FILE and folder:
+        lost = expected.stat == _NO_FILE.stat
+        if lost and folder:
             self._root.mkdir(folder, parents=True, exist_ok=True)
         self._compare(expected, digest)
-        with self._root.create_atomic(self.path) as f:
+        with self._root.create_atomic(self.path, mode=expected.mode if lost else None) as f:
             f.write(data)
             f.sync()
             # once more: what somebody wrote in the meantime must not be lost
@@ -469,7 +493,7 @@ class Document:
             if same and not expected.sure:
                 same = sha256(self._root.read_bytes(self.path, self._limit)) == digest
         except (FileNotFoundError, NotADirectoryError):
-            same = expected == _NO_FILE
+            same = expected.stat == _NO_FILE.stat
         except (TooLarge, NotRegular):
             same = False
         if not same:
@@ -524,8 +548,11 @@ class Document:
             self._key = FileKey.of(self._root.lstat(path))
 
     async def close(self, code: int, words: str) -> None:
-        """Close clients and room; `save` before when the text matters."""
+        """Close clients and room, once; `save` before when the text matters."""
         self.closed = True
+        if self._ended:
+            return
+        self._ended = True
         await self.room.end(code, words)
         self._doc.unobserve(self._subscription)
         with contextlib.suppress(OSError):

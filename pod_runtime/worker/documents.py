@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 
 #: Seconds without clients after which a document is closed.
 IDLE_CLOSE = 30.0
+#: Seconds in one commit for closed documents whose files others changed; what is left is committed as it is.
+REFRESH_MAX = 5.0
 #: A history whose compact form is larger than this many times the largest document begins anew.
 _RENEW_FACTOR = 8
 
@@ -135,13 +137,24 @@ class LiveDocuments:
         open, so its text is committed from the history.
         """
         for path in await asyncio.to_thread(self._store.unfinished):
-            try:
-                document = await self._get(path)
-            except Refused as e:
-                log.warning("a document ahead of its file could not be opened: %s", e)
-                continue
-            async with self._gate:
-                await self._close_saved(document)
+            await self._bring_together(path)
+
+    async def refresh(self, paths: Iterable[str]) -> None:
+        """See `ports.Documents.refresh`."""
+        end = time.monotonic() + REFRESH_MAX
+        for path in paths:
+            if path not in self._open and path in self._store and time.monotonic() < end:
+                await self._bring_together(path)
+
+    async def _bring_together(self, path: str) -> None:
+        """Open a closed document, which merges what differs on disk, and close it again."""
+        try:
+            document = await self._get(path)
+        except Refused as e:
+            log.warning("a document that differs from its file could not be opened: %s", e)
+            return
+        async with self._gate:
+            await self._close_saved(document)
 
     async def close(self) -> None:
         """Save and close everything."""
@@ -176,12 +189,12 @@ class LiveDocuments:
             await self._save_now(document)
 
     async def outside(self, paths: Iterable[str]) -> None:
-        """These files changed on disk, or vanished."""
+        """These files changed on disk, or vanished; or folders, with all that they hold."""
         wanted = set(paths)
-        gone = [p for p in wanted & self._store.paths() if p not in self._open and not self._root.exists(p)]
-        for path in gone:
-            self._grace(path)
-        await asyncio.gather(*(self._look(d) for p, d in list(self._open.items()) if p in wanted))
+        for path in [p for p in self._store.paths() if p not in self._open and _concerned(p, wanted)]:
+            if not self._root.exists(path):
+                self._grace(path)
+        await asyncio.gather(*(self._look(d) for p, d in list(self._open.items()) if _concerned(p, wanted)))
 
     @contextlib.asynccontextmanager
     async def removing(self, path: str) -> AsyncIterator[None]:
@@ -204,11 +217,20 @@ class LiveDocuments:
         """While somebody renames ``old`` to ``new``: documents and histories go along."""
         await self.saved(old)
         async with self._gate, contextlib.AsyncExitStack() as stack:
-            affected = self._beneath(old)
-            for document in affected:
+            for document in self._beneath(old):
                 await stack.enter_async_context(document.lock)
                 await document.history.sync()
+            # a rename replaces no file, so theirs have vanished just now
+            replaced = self._beneath(new)
+            for document in replaced:
+                await stack.enter_async_context(document.lock)
             yield
+            for document in replaced:
+                with contextlib.suppress(OSError):
+                    await document.set_aside()
+                document.closed = True
+                del self._open[document.path]
+                self._later(self._close(document, CLOSE_GONE, "the file was deleted"))
             for path in self._store.paths():
                 if path != old and not path.startswith(old + "/"):
                     continue
@@ -363,10 +385,17 @@ class LiveDocuments:
     async def _close_idle(self) -> None:
         while True:
             await asyncio.sleep(max(0.05, self._idle_close / 6))
+            # for what the watcher cannot see: in folders left out, through mmap, between two looks of polling
+            await asyncio.gather(*(self._look(d) for d in list(self._open.values())))
             before = time.monotonic() - self._idle_close
             for document in [d for d in self._open.values() if not d.clients and d.idle_since < before]:
                 async with self._gate:
                     await self._close_saved(document)
+
+
+def _concerned(path: str, changed: set[str]) -> bool:
+    """Whether ``path`` or a folder above it is among the ``changed``: to move a folder is one change."""
+    return path in changed or any(path[:at] in changed for at, c in enumerate(path) if c == "/")
 
 
 def _rendered(store: HistoryStore, closed: Iterable[tuple[str, int]]) -> Iterator[DocumentCapture]:

@@ -133,7 +133,8 @@ class Watcher:
         for entry in self._root.walk(skip=lambda e: e.kind is Kind.DIRECTORY and unwatched(e.path)):
             st = entry.stat
             folder = entry.kind is Kind.DIRECTORY
-            found[entry.path] = (st.st_ino, 0, 0) if folder else (st.st_ino, st.st_size, st.st_mtime_ns)
+            # the time of change also tells of a new mode, and programs cannot set it back
+            found[entry.path] = (st.st_ino, 0, 0) if folder else (st.st_ino, st.st_size, st.st_ctime_ns)
         return found
 
     async def _tell(self, changes: list[Change] | None) -> None:
