@@ -56,6 +56,13 @@ class Documents(Protocol):
         Synchronous, so that all captures are of one instant.
         """
 
+    async def refresh(self, paths: Iterable[str]) -> None:
+        """Take what others wrote into these files into the histories of those whose documents are closed.
+
+        A commit of the file alone would leave it to each machine that comes after to do so, by operations of
+        its own: what a client has from this machine and not from the log would stand there twice.
+        """
+
     async def sync(self) -> OSError | None:
         """Bring the histories of what was captured to stable storage in /state; gives what went wrong.
 

@@ -36,6 +36,9 @@ class FakeDocuments:
     async def save_all(self) -> None:
         pass
 
+    async def refresh(self, paths: Iterable[str]) -> None:
+        pass
+
     async def sync(self) -> OSError | None:
         return self.unsynced
 

@@ -258,6 +258,26 @@ async def test_replaced_by_rename_is_an_edit(site: Site) -> None:
     await site.on_disk("f", "one\ntwo\nthree\n")
 
 
+async def test_a_rename_to_where_a_document_has_just_lost_its_file(site: Site) -> None:
+    (site.path / "f").write_text("one\n")
+    (site.path / "g").write_text("two\n")
+    ann, bob = await site.client("f"), await site.client("g")
+    bob.text += "unsaved\n"
+    await bob.has("two\nunsaved\n")
+    (site.path / "g").unlink()
+    assert (await site.call("PATCH", "/api/contents/f", json={"path": "g"}))[0] == 200
+    assert await bob.closed() == 4404
+    ann.text += "more\n"
+    await site.on_disk("g", "one\nmore\n")
+    # one document has the file, and what the other one held is not lost, if it had not been saved before
+    cid = await site.client("g")
+    await cid.has("one\nmore\n")
+    assert site.worker is not None
+    assert [d.path for d in site.worker.documents._savers] == ["g"]
+    aside = [p.read_text() for p in site.path.glob("g.unsaved-*")]
+    assert aside in ([], ["two\nunsaved\n"])
+
+
 async def test_line_ends_are_kept(site: Site) -> None:
     (site.path / "f").write_bytes(b"a\r\nb\r\n")
     ann = await site.client("f")

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from pod_runtime.worker import merge
 from tests.pod_runtime.worker.virtual import Chance, run
 from tests.pod_runtime.worker.world import NAMES, Page, World, tokens
 
@@ -246,8 +247,12 @@ class Player(World):
         assert status in (0, 200, 404, 409, 503), status
         if (self.workspace / new).exists() and not (self.workspace / old).exists():
             for page in self.pages:
-                if page.path == old and (page.synced or self.chance.random.random() < 0.5):
+                if page.path != old:
+                    continue
+                if page.synced or self.chance.random.random() < 0.5:
                     page.path = new
+                else:
+                    page.drop()  # it has not heard of the new name, but its socket may have been taken along
 
     async def api_delete(self) -> None:
         if self.files():
@@ -400,7 +405,9 @@ def play(seed: int, folder: Path, steps: int = STEPS) -> int:
     async def main(chance: Chance) -> None:
         world = Player(chance, folder)
         worlds.append(world)
-        await world.play(steps)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(merge, "_stacked", world.stacked)
+            await world.play(steps)
 
     try:
         run(seed, main)

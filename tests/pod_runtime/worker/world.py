@@ -29,7 +29,7 @@ from pod_runtime.journal.format import Area, Kind, Member, Meta
 from pod_runtime.journal.memory import MemoryStore
 from pod_runtime.journal.store import StoreError
 from pod_runtime.protocol.roles import Role
-from pod_runtime.worker import safefs
+from pod_runtime.worker import merge, safefs
 from pod_runtime.worker.app import Worker
 from pod_runtime.worker.persistence import Persister
 from pod_runtime.worker.textfile import TextFile, sha256
@@ -42,6 +42,7 @@ TOKEN = re.compile(r"t\d+[eé]")
 BETWEEN = re.compile(r"[\s😀𝄞]*")
 NAMES = ("a.py", "b.txt", "dir/c.md", "dir/ü 😀")
 SECONDS = 400
+_STACKED = merge._stacked
 
 
 def tokens(text: str) -> list[str]:
@@ -203,6 +204,8 @@ class World:
         self.known: set[str] = set()
         self.doubtful: set[str] = set()
         self.durable: set[str] = set()
+        #: tokens that both sides of a conflict had, which keeps the lines of both
+        self.clashed: set[str] = set()
         self.url = ""
         self.http: aiohttp.ClientSession
         self.steps: list[str] = []
@@ -221,6 +224,11 @@ class World:
         forever = aiohttp.ClientTimeout(None)
         async with aiohttp.ClientSession(timeout=forever, connector=connector) as self.http:
             yield
+
+    def stacked(self, mine: list[str], yours: list[str]) -> list[str]:
+        """What `merge` does with a conflict, and what that says of its words."""
+        self.clashed |= set(tokens("".join(mine))) & set(tokens("".join(yours)))
+        return _STACKED(mine, yours)
 
     async def finish(self) -> None:
         """Everybody leaves, the worker stops."""
@@ -439,7 +447,7 @@ class World:
         assert not missing, f"lost: {missing}"
         for name in self.files():
             text = (self.workspace / name).read_bytes().decode()
-            twice = [t for t, n in Counter(tokens(text)).items() if n > 1]
+            twice = [t for t, n in Counter(tokens(text)).items() if n > 1 and t not in self.clashed]
             assert not twice, f"doubled in {name}: {twice}"
             assert BETWEEN.fullmatch(TOKEN.sub("", text)), f"torn in {name}: {text!r}"
         await self._replays()
