@@ -54,6 +54,8 @@ export class OpenDoc {
   history = $state(false);
   /** The last text seen, for 'restore as new' after a deletion. */
   lastText = '';
+  /** The file went while something of that text was not sent: it is nowhere else. */
+  unsent = $state(false);
   #version = $state(0);
   #acked = $state(0);
   #asked: number[] = [];
@@ -78,6 +80,11 @@ export class OpenDoc {
    * sent yet, undo and cursor; else what is at the new name is to be opened.
    */
   moved(to: string): boolean {
+    if (this.unsent) {
+      this.path = to;
+      void this.load();
+      return true;
+    }
     const ext = extension(to);
     if (!this.live || !this.synced || this.kind !== 'text' || IMAGES[ext] || BINARY.has(ext)) return false;
     this.path = to;
@@ -90,6 +97,9 @@ export class OpenDoc {
     this.#drop();
     this.kind = 'loading';
     this.reason = '';
+    // if another file stands there now, the person chooses
+    if (this.unsent) this.stash = this.lastText;
+    this.unsent = false;
     try {
       const entry = await this.api.stat(this.path);
       if (this.#closed) return;
@@ -170,7 +180,7 @@ export class OpenDoc {
 
   /** Not a `$derived`: that would end with the component that happened to make this, and a document outlives it. */
   get unsynced(): boolean {
-    return this.#acked < this.#version;
+    return this.#acked < this.#version || this.unsent;
   }
 
   /** Try at once instead of at the end of y-websocket's wait. */
@@ -212,12 +222,15 @@ export class OpenDoc {
   }
 
   #refused(code: number, reason: string): void {
-    this.lastText = this.live?.text.toString() ?? this.lastText;
+    if (this.live && this.synced) this.lastText = this.live.text.toString();
     if (code === 4409) {
       if (this.synced) this.stash = this.lastText;
       this.#anew();
-    } else if (code === 4404) this.#fail('gone', reason);
-    else if (code === 4403) this.ondenied();
+    } else if (code === 4404) {
+      const unsent = this.unsynced;
+      this.#fail('gone', reason);
+      this.unsent = unsent;
+    } else if (code === 4403) this.ondenied();
     else if (code === 4413) this.#fail('huge', reason);
     else if (code === 4415 || /binary|utf-?8|text/i.test(reason)) this.#fail('binary', reason);
     else this.#fail('error', reason || `The workspace refused to open it (${code}).`);
