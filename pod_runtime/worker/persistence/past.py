@@ -25,6 +25,8 @@ from pod_runtime.worker.textfile import NotText, TextFile
 
 log = logging.getLogger(__name__)
 
+_BEFORE = "Before restoring "
+
 #: Files that are deleted in one step.
 BATCH = 100
 
@@ -141,9 +143,9 @@ class Past:
             raise UnknownCheckpoint
         async with parts.session.maintenance.paused():  # compaction must not take away what we read
             plan = await reader.plan(store, await reader.load(store, seq))
-            kept = await self.checkpoint(
-                f"Before restoring {mark.name}"[: checkpoints.MAX_NAME], by=by, auto=True
-            )
+            # the way back of a way back is named after the same checkpoint
+            name = _BEFORE + mark.name.removeprefix(_BEFORE)
+            kept = await self.checkpoint(name[: checkpoints.MAX_NAME], by=by, auto=True)
             rewinder = Rewinder(
                 parts.root,
                 SetAside(parts.root, aside_folder()),

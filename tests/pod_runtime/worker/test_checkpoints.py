@@ -184,7 +184,7 @@ async def test_a_whole_state_comes_back(logged: LoggedSite, tmp_path: Path) -> N
     assert stat.S_IMODE((top / "new" / "closed").stat().st_mode) == 0o500
     assert (top / "link-or-file").is_symlink()
     assert not (top / "gone").exists()
-    assert again["checkpoint"]["name"] == "Before restoring Before restoring then"
+    assert again["checkpoint"]["name"] == "Before restoring then"
     (top / "new" / "closed").chmod(0o700)
     (top / "shut").mkdir(exist_ok=True)
 
