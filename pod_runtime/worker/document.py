@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import logging
-import os
 import secrets
-import stat
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from pycrdt import Doc, Map, Text, TransactionEvent
 
 from pod_runtime.worker import merge
+from pod_runtime.worker.diskfile import NO_FILE, Changed, DiskFile, FileKey, read_file, write_file
 from pod_runtime.worker.histories import (
     History,
     HistoryStore,
@@ -30,6 +28,7 @@ from pod_runtime.worker.histories import (
     newest_match,
     possible,
 )
+from pod_runtime.worker.lineage import client_for, edited, new_history
 from pod_runtime.worker.ports import DocumentCapture
 from pod_runtime.worker.room import Refused, Room, too_large
 from pod_runtime.worker.safefs import NotRegular, Root, TooLarge
@@ -53,9 +52,6 @@ GRACE = 0.5
 #: that this is waited for. Its writer may be at it still: many truncate first.
 SETTLE = 0.25
 SETTLE_MAX = 2.0
-#: A file that changed so shortly before it was looked at may change again without its times telling,
-#: nanoseconds.
-RACY = 50_000_000
 #: States among which the one is sought that an unknown file came from.
 _MAX_GUESSES = 4
 
@@ -66,93 +62,6 @@ class Gone(Exception):
 
 class Unfit(Exception):
     """The file became something that cannot be a document. ``unsaved`` tells whether edits were set aside."""
-
-
-class _Changed(Exception):
-    """Somebody else wrote the file just now."""
-
-
-@dataclass(frozen=True, slots=True)
-class DiskFile:
-    """A file as read: its text, the hash of its bytes, and what identifies this very state of it."""
-
-    file: TextFile
-    digest: str
-    key: FileKey
-
-
-@dataclass(frozen=True, slots=True)
-class FileKey:
-    """Identifies a state of a file by its stat. While not ``sure`` its content may be another all the same:
-    the clock of the file system stands still for some milliseconds. ``mode`` are its permission bits."""
-
-    stat: tuple[int, int, int, int]
-    sure: bool
-    mode: int | None = None
-
-    @classmethod
-    def of(cls, st: os.stat_result) -> FileKey:
-        # the time of change is the one that programs cannot set
-        return cls(_numbers(st), abs(time.time_ns() - st.st_ctime_ns) > RACY, stat.S_IMODE(st.st_mode))
-
-
-def _numbers(st: os.stat_result) -> tuple[int, int, int, int]:
-    return (st.st_ino, st.st_size, st.st_mtime_ns, st.st_ctime_ns)
-
-
-_NO_FILE = FileKey((0, 0, 0, 0), True)
-
-
-def read_file(root: Root, path: str, limit: int) -> DiskFile:
-    """Read for a document. Raises `NotText`, `TooLarge`, `NotRegular`, ``OSError``. Blocks."""
-    data, st = root.read_with_stat(path, limit)
-    return DiskFile(TextFile.decode(data), sha256(data), FileKey.of(st))
-
-
-def new_history(text: str) -> tuple[int, bytes]:
-    """A fresh history of ``text``: its epoch and its update. The marker is the first operation."""
-    epoch = secrets.randbelow(2**32 - 1) + 1
-    doc: Doc[Any] = Doc(client_id=epoch)
-    doc.get("codevo", type=Map)["epoch"] = epoch
-    if text:
-        doc.get("source", type=Text).insert(0, text)
-    return epoch, doc.get_update()
-
-
-def _edit(text: Text, changes: list[merge.Edit]) -> None:
-    for change in reversed(changes):
-        if change.end > change.start:
-            del text[change.start : change.end]
-        if change.text:
-            text.insert(change.start, change.text)
-
-
-def _client_for(state: bytes, merged: str) -> int:
-    """The client id for bringing a closed document of this state up to date with its file.
-
-    Another machine that does the same, because it has file and history from the log and no more, makes the
-    same operations: a client that comes from the first one has them already.
-    """
-    apart: Doc[Any] = Doc()
-    apart.apply_update(state)
-    # encoded anew, so that it does not matter in which pieces the state was written
-    seed = hashlib.blake2b(apart.get_update(), digest_size=32)
-    seed.update(merged.encode())
-    return int.from_bytes(seed.digest()[:4], "big") or 1
-
-
-def _edited(state: bytes, client: int, changes: list[merge.Edit]) -> bytes:
-    """The update of ``changes`` to a document of this state, made apart from it. It counts on as the document
-    itself would, so nothing else may be made under its client id until the update is applied."""
-    apart: Doc[Any] = Doc(client_id=client)
-    apart.apply_update(state)
-    updates: list[bytes] = []
-    subscription = apart.observe(lambda event: updates.append(event.update))
-    with apart.transaction():
-        _edit(apart.get("source", type=Text), changes)
-    apart.unobserve(subscription)
-    (update,) = updates
-    return update
 
 
 class Document:
@@ -253,7 +162,7 @@ class Document:
             merged, changes = document._plan(disk)
             if changes:
                 state = doc.get_update()
-                doc.apply_update(_edited(state, _client_for(state, merged), changes))
+                doc.apply_update(edited(state, client_for(state, merged), changes))
             document._known(disk, merged)
         if document.text != document._base:
             document._changed()
@@ -339,7 +248,7 @@ class Document:
             return
         work = (self._doc.get_update(), self._doc.client_id, changes)
         large = len(work[0]) > _MERGE_INLINE
-        update = await asyncio.to_thread(_edited, *work) if large else _edited(*work)
+        update = await asyncio.to_thread(edited, *work) if large else edited(*work)
         self.history.append(update)
         self._known(disk, merged)
         try:
@@ -449,7 +358,7 @@ class Document:
                 if not self.unsaved:
                     raise Gone(self.path)
                 # written anew, it is as executable as before
-                self._key = replace(_NO_FILE, mode=self._key.mode)
+                self._key = replace(NO_FILE, mode=self._key.mode)
             version, text = self.version, self.text
             data = TextFile(text, self._crlf).encode()
             digest = sha256(data)
@@ -463,8 +372,12 @@ class Document:
             self.history.mark(SavedMark(digest, count, False))
             await self.history.sync()
             try:
-                self._key = await finish(asyncio.to_thread(self._write, data, self._key, self._disk))
-            except _Changed:
+                self._key = await finish(
+                    asyncio.to_thread(
+                        write_file, self._root, self.path, self._limit, data, self._key, self._disk
+                    )
+                )
+            except Changed:
                 continue
             self._disk, self._base, self.saved_version = digest, text, version
             mark = SavedMark(digest, count, True)
@@ -472,32 +385,6 @@ class Document:
             await self._compact(mark)
             return True
         raise OSError(f"{self.path!r} is being changed without pause")
-
-    def _write(self, data: bytes, expected: FileKey, digest: str) -> FileKey:
-        folder = self.path.rpartition("/")[0]
-        lost = expected.stat == _NO_FILE.stat
-        if lost and folder:
-            self._root.mkdir(folder, parents=True, exist_ok=True)
-        self._compare(expected, digest)
-        with self._root.create_atomic(self.path, mode=expected.mode if lost else None) as f:
-            f.write(data)
-            f.sync()
-            # once more: what somebody wrote in the meantime must not be lost
-            self._compare(expected, digest)
-            return FileKey.of(f.commit(sync=False))
-
-    def _compare(self, expected: FileKey, digest: str) -> None:
-        """Raise `_Changed` when the file is another than ``expected``."""
-        try:
-            same = FileKey.of(self._root.lstat(self.path)).stat == expected.stat
-            if same and not expected.sure:
-                same = sha256(self._root.read_bytes(self.path, self._limit)) == digest
-        except (FileNotFoundError, NotADirectoryError):
-            same = expected.stat == _NO_FILE.stat
-        except (TooLarge, NotRegular):
-            same = False
-        if not same:
-            raise _Changed
 
     async def _compact(self, mark: SavedMark) -> None:
         if self.history.size < max(COMPACT_ABOVE, _OUTGROWN * self._compact_size):

@@ -20,7 +20,8 @@ from pod_runtime.worker.channel import (
     CLOSE_TRY_AGAIN,
     SocketChannel,
 )
-from pod_runtime.worker.document import GRACE, Document, Gone, Unfit, read_file
+from pod_runtime.worker.diskfile import read_file
+from pod_runtime.worker.document import GRACE, Document, Gone, Unfit
 from pod_runtime.worker.events import Events
 from pod_runtime.worker.histories import HistoryStore, SavedMark, newest_match
 from pod_runtime.worker.ports import DocumentCapture

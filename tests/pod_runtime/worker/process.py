@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 
 from pod_runtime.protocol.config import WorkerConfig, listening_socket
+from pod_runtime.worker import document
 from pod_runtime.worker.app import Worker
-from pod_runtime.worker.document import Document
 from tests.pod_runtime.worker.harness import CountingPersistence
 
 
@@ -35,7 +35,7 @@ def die(*args: object) -> None:
 
 
 if sys.argv[3:] == ["die"]:
-    Document._write = die  # type: ignore[assignment, method-assign]
+    document.write_file = die  # type: ignore[assignment]
 elif len(sys.argv) > 3:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), int(sys.argv[3])))

@@ -11,7 +11,7 @@ from pycrdt import Doc, Map, Text, create_sync_message, create_update_message
 from pod_runtime.protocol.roles import Role
 from pod_runtime.worker import presence
 from pod_runtime.worker.collab_handlers import ViewerPace
-from pod_runtime.worker.document import new_history
+from pod_runtime.worker.lineage import new_history
 from tests.pod_runtime.worker.harness import Site
 
 NAMES = ["plain.py", "with space.txt", "ünï cödé/☃ %20.txt", "new\nline.txt", os.fsdecode(b"bad-\xff.txt")]

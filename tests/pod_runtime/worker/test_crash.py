@@ -20,10 +20,12 @@ from pycrdt import Doc, Text
 
 from pod_runtime.protocol.config import WorkerConfig
 from pod_runtime.protocol.roles import Role
-from pod_runtime.worker.document import Document, new_history, read_file
+from pod_runtime.worker.diskfile import read_file
+from pod_runtime.worker.document import Document
 from pod_runtime.worker.documents import LiveDocuments
 from pod_runtime.worker.events import Events
 from pod_runtime.worker.histories import HistoryStore, Record, SavedMark, decode_log, encode_record
+from pod_runtime.worker.lineage import new_history
 from pod_runtime.worker.safefs import Root
 from pod_runtime.worker.textfile import sha256
 from tests.harness import within

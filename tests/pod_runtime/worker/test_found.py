@@ -12,7 +12,8 @@ import pytest
 from pycrdt import Doc, Text
 
 from pod_runtime.protocol.config import StoreConfig, WorkerConfig
-from pod_runtime.worker.document import Document, read_file
+from pod_runtime.worker.diskfile import read_file
+from pod_runtime.worker.document import Document
 from pod_runtime.worker.documents import LiveDocuments
 from pod_runtime.worker.events import Events
 from pod_runtime.worker.histories import HistoryStore, SavedMark, finish
@@ -133,7 +134,7 @@ async def test_a_change_of_the_same_size_in_the_same_tick(
     root.write_atomic("f", b"one\n")
     document = opened(root, tmp_path)
     stands = document._key.stat
-    monkeypatch.setattr("pod_runtime.worker.document._numbers", lambda st: stands)
+    monkeypatch.setattr("pod_runtime.worker.diskfile._numbers", lambda st: stands)
     (tmp_path / "ws/f").write_text("two\n")
     assert await document.touched_outside()
     document._source += "typed\n"

@@ -44,7 +44,7 @@ def test_killed_between(place: str, elsewhere: bool, tmp_path: Path, monkeypatch
                 written = asyncio.to_thread
 
                 async def cut(function: Any, *args: Any) -> Any:
-                    if getattr(function, "__qualname__", "") == "Document._write":
+                    if getattr(function, "__qualname__", "") == "write_file":
                         world.reached.set()
                         await asyncio.Event().wait()
                     return await written(function, *args)

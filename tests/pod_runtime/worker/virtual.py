@@ -143,6 +143,7 @@ def run(seed: int, main: Callable[[Chance], Coroutine[Any, Any, None]]) -> None:
         for name in MODULES:
             patch.setattr(f"pod_runtime.worker.{name}.time", clock)
         patch.setattr("pod_runtime.worker.document.secrets", token)
+        patch.setattr("pod_runtime.worker.lineage.secrets", token)
         patch.setattr("pod_runtime.worker.persistence.session.random", own)
         patch.setattr(asyncio, "to_thread", to_thread)
         assert secrets is not token
