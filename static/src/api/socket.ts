@@ -1,7 +1,7 @@
 import { Backoff } from '../lib/backoff';
 
 export interface SocketEvents {
-  open?: (socket: WebSocket) => void;
+  open?: () => void;
   message?: (data: unknown) => void;
   /** `wait` is the time to the next attempt in ms; null when there will be none (close codes 4400–4499, `close()`). */
   down?: (event: CloseEvent, wait: number | null) => void;
@@ -56,7 +56,7 @@ export class Socket {
     let opened = 0;
     socket.onopen = () => {
       opened = Date.now();
-      this.events.open?.(socket);
+      this.events.open?.();
     };
     socket.onmessage = (event) => this.events.message?.(event.data);
     socket.onclose = (event) => {

@@ -26,6 +26,13 @@ const BINARY = new Set(
 /** Above this the browser's editor is no pleasure; the worker may refuse earlier. */
 export const MAX_TEXT = 4 * 1024 * 1024;
 
+/** y-websocket answers without looking whether its socket is still open; what is dropped here is asked for anew on the next one. */
+class RoomSocket extends WebSocket {
+  override send(data: Parameters<WebSocket['send']>[0]): void {
+    if (this.readyState === WebSocket.OPEN) super.send(data);
+  }
+}
+
 /** One live binding of a file: a document with its history and the socket that keeps it in step. */
 export interface Live {
   doc: Doc;
@@ -132,6 +139,7 @@ export class OpenDoc {
     const text = doc.getText('source');
     const provider = new WebsocketProvider(this.api.ws + '/collab', encodePath(this.path), doc, {
       disableBc: true,
+      WebSocketPolyfill: RoomSocket,
       maxBackoffTime: 8000,
     });
     const color = colorOf(this.user);

@@ -160,10 +160,10 @@ export class RunStore {
       () =>
         `${this.api.ws}/api/kernels/${encodeURIComponent(id)}/channels?session_id=${this.#session}${this.#seen ? '' : '&replay=1'}`,
       {
-        open: (socket) => {
+        open: () => {
           if (!this.#seen) this.#begin(false);
           this.#seen = true;
-          for (const frame of this.#queue.splice(0)) socket.send(frame);
+          while (this.#queue.length && this.#socket?.send(this.#queue[0]!)) this.#queue.shift();
         },
         message: (data) => this.#take(parse(data)),
         down: (_event, wait) => {
