@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, expect
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Locator, Page, WebSocketRoute, expect
 
 from tests.harness import HubProcess
 
@@ -26,6 +26,9 @@ OUTAGE = re.compile(
     r"WebSocket connection to .* failed|status of 50[0-9]"
     r"|net::ERR_(CONNECTION|INTERNET|NETWORK|EMPTY|SOCKET|INCOMPLETE)"
 )
+#: Playwright's stand-in for WebSocket passes on what was under way when its socket ended. The page's own
+#: scripts have an address.
+STAND_IN = re.compile(r"^WebSocket is already in CLOSING or CLOSED state\. \(\)$")
 
 _EDITOR_TEXT = """(content) => [...content.querySelectorAll('.cm-line')].map((line) => {
   const copy = line.cloneNode(true);
@@ -42,6 +45,33 @@ def until(page: Page, what: Callable[[], object], timeout: float = PATIENCE) -> 
             raise AssertionError("it did not come to pass in time")
         page.wait_for_timeout(100)
         waited += 100
+
+
+class Cable:
+    """A browser's connection to workspaces. `set_offline` alone leaves open WebSockets as they are."""
+
+    def __init__(self, context: BrowserContext) -> None:
+        self._context = context
+        self._away = False
+        self._sockets: list[WebSocketRoute] = []
+        context.route_web_socket(re.compile("/p/"), self._relay)
+
+    def _relay(self, socket: WebSocketRoute) -> None:
+        if self._away:
+            socket.close(code=1001)
+        else:
+            socket.connect_to_server()
+            self._sockets.append(socket)
+
+    def pull(self) -> None:
+        self._away = True
+        self._context.set_offline(True)
+        while self._sockets:
+            self._sockets.pop().close(code=1001)
+
+    def plug(self) -> None:
+        self._away = False
+        self._context.set_offline(False)
 
 
 class Person:
@@ -79,6 +109,12 @@ class Person:
     def expect_outage(self) -> None:
         """From here on the hub, the workspace or the network is away for a while."""
         self.noise.append(OUTAGE)
+
+    def cable(self) -> Cable:
+        """What can be pulled out of this person's computer; to be asked for before the IDE is opened."""
+        self.expect_outage()
+        self.noise.append(STAND_IN)
+        return Cable(self.context)
 
     # --- without the page ---
 

@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, WebSocketRoute, expect
+from playwright.sync_api import Browser, Page, expect
 
 from tests.browser.people import ARTIFACTS, PASSWORD, PHONE, Person, until
 from tests.harness import HubProcess, processes
@@ -262,30 +262,16 @@ def test_a_file_deleted_under_an_open_editor(person: Make) -> None:
 def test_a_file_deleted_while_somebody_writes_without_connection(person: Make) -> None:
     """What was not sent stays on the page, which says so; a new file in its place is not overwritten."""
     ana, ben = person("ana").join(), person("ben").join()
-    ana.expect_outage()
-    away, sockets = False, []
-
-    def relay(socket: WebSocketRoute) -> None:
-        if away:
-            socket.close(code=1001)
-        else:
-            socket.connect_to_server()
-            sockets.append(socket)
-
-    ana.context.route_web_socket(re.compile("/p/"), relay)
+    cable = ana.cable()
     project = ana.project()
     ana.ok("PUT", f"/api/projects/{project}/members/{ben.name}", {"role": "editor"})
     ana.enter(project)
     ana.sees("main.py", "def greet")
-    away = True
-    ana.context.set_offline(True)
-    for socket in sockets:
-        socket.close(code=1001)
+    cable.pull()
     ana.write_at_end("main.py", "# never sent")
     expect(ana.status.get_by_text("not saved yet")).to_be_visible()
     ben.ok("DELETE", f"/p/{project}/api/contents/main.py")
-    away = False
-    ana.context.set_offline(False)
+    cable.plug()
     page = ana.page
     expect(page.get_by_role("heading", name="“main.py” is deleted")).to_be_visible()
     expect(page.get_by_text("it is only here")).to_be_visible()
